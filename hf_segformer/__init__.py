@@ -1,0 +1,78 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""SegFormer for the Hugging Face ecosystem: every checkpoint, its authors' numbers, several times faster.
+
+Importing this package makes the Auto classes of `transformers` build the classes below for `model_type: "segformer"`, in this
+process. Set the environment variable `HF_SEGFORMER_NO_REGISTER=1` before the import, or call `unregister()`, to keep the
+built-in ones.
+"""
+
+import os
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
+
+from .configuration_segformer import VARIANTS, SegformerConfig
+from .functional_segformer import upsample_argmax, upsample_cross_entropy
+from .image_processing_segformer import SegformerImageProcessor
+from .modeling_segformer import (
+    SegformerBackbone,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+    SegformerPreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VARIANTS",
+    "SegformerBackbone",
+    "SegformerConfig",
+    "SegformerForImageClassification",
+    "SegformerForSemanticSegmentation",
+    "SegformerImageProcessor",
+    "SegformerModel",
+    "SegformerPreTrainedModel",
+    "register",
+    "unregister",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+]
+
+_MODELS = {
+    AutoModel: SegformerModel,
+    AutoModelForSemanticSegmentation: SegformerForSemanticSegmentation,
+    AutoModelForImageClassification: SegformerForImageClassification,
+    AutoBackbone: SegformerBackbone,
+}
+
+
+def register() -> None:
+    """Make the Auto classes build this package's SegFormer instead of the built-in one. Importing the package does it."""
+    AutoConfig.register(SegformerConfig.model_type, SegformerConfig, exist_ok=True)
+    for auto_class, model_class in _MODELS.items():
+        auto_class.register(SegformerConfig, model_class, exist_ok=True)
+    # Under both keys: with torchvision installed its backend is the default, and that would be the built-in processor.
+    processors = {"pil": SegformerImageProcessor, "torchvision": SegformerImageProcessor}
+    AutoImageProcessor.register(SegformerConfig, image_processor_classes=processors, exist_ok=True)
+
+
+def unregister() -> None:
+    """Give `model_type: "segformer"` back to the built-in classes of `transformers`, in this process."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    CONFIG_MAPPING._extra_content.pop(SegformerConfig.model_type, None)
+    for mapping in [*(auto_class._model_mapping for auto_class in _MODELS), IMAGE_PROCESSOR_MAPPING]:
+        mapping._extra_content.pop(SegformerConfig, None)
+
+
+if os.environ.get("HF_SEGFORMER_NO_REGISTER", "0") != "1":
+    register()

@@ -1,0 +1,151 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Class names, palette and ignored label of a data set, read from the small file that lies beside the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Color = tuple[int, int, int]
+
+CLASS_FILES = ("classes.json", "classes.txt", "id2label.json")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """What label ids mean.
+
+    Attributes:
+        names: Class names; the position is the label id.
+        palette: One (R, G, B) colour in 0..255 per class.
+        ignore_index: Label of pixels that belong to no class.
+        ignore_color: (R, G, B) of such pixels in RGB-colour masks, or None.
+        has_own_palette: Whether the colours come from the data set (only then can RGB-colour masks be read).
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    ignore_index: int = 255
+    ignore_color: Color | None = None
+    has_own_palette: bool = True
+
+
+def default_palette(count: int) -> tuple[Color, ...]:
+    """Return `count` different colours, far apart for small counts (the PASCAL VOC bit pattern, black left out).
+
+    Args:
+        count: Number of classes, at most 65535.
+    """
+
+    def channel(index: int, offset: int) -> int:  # bits offset, offset + 3, ... of the index, highest first
+        return sum(((index >> (3 * position + offset)) & 1) << (7 - position) for position in range(8))
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(1, count + 1))
+
+
+def make_class_table(
+    names: Sequence[str] | Mapping[Any, str],
+    palette: Sequence[Sequence[int]] | None = None,
+    ignore_index: int = 255,
+    ignore_color: Sequence[int] | None = None,
+    source: str = "class_names",
+) -> ClassTable:
+    """Check class names and colours and put them into a table.
+
+    Args:
+        names: Class names in the order of their ids, or a mapping from id (int or its decimal string) to name.
+        palette: One (R, G, B) in 0..255 per class; None draws up a palette.
+        ignore_index: Label of pixels that belong to no class.
+        ignore_color: (R, G, B) of such pixels in RGB-colour masks.
+        source: Where the names come from, for error messages.
+
+    Raises:
+        ValueError: No names, repeated names, ids with gaps, or a palette that does not fit.
+    """
+    if isinstance(names, Mapping):
+        names = _names_by_id(names, source)
+    names = tuple(str(name) for name in names)
+    if not names:
+        raise ValueError(f"{source}: at least one class name is needed, got none")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{source}: class names must be unique, repeated: {', '.join(repeated)}")
+    own = palette is not None
+    colors = _check_palette(palette, len(names), source) if own else default_palette(len(names))
+    void = None if ignore_color is None else _check_color(ignore_color, "ignore_color", source)
+    return ClassTable(names, colors, int(ignore_index), void, own)
+
+
+def _names_by_id(names: Mapping[Any, str], source: str) -> list[str]:
+    try:
+        by_id = {int(key): name for key, name in names.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{source}: ids must be integers, got {list(names)[:5]}") from None
+    if sorted(by_id) != list(range(len(by_id))):
+        raise ValueError(f"{source}: ids must be 0..{len(by_id) - 1} without gaps, got {sorted(by_id)[:20]}")
+    return [by_id[index] for index in range(len(by_id))]
+
+
+def _check_palette(palette: Sequence[Sequence[int]], count: int, source: str) -> tuple[Color, ...]:
+    colors = tuple(_check_color(color, f"palette[{index}]", source) for index, color in enumerate(palette))
+    if len(colors) != count:
+        raise ValueError(f"{source}: palette must have one colour per class, got {len(colors)} for {count} classes")
+    return colors
+
+
+def _check_color(color: Sequence[int], field: str, source: str) -> Color:
+    if len(color) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+        raise ValueError(f"{source}: {field} must be three integers in 0..255, got {list(color)}")
+    return tuple(color)
+
+
+def read_class_table(path: str | Path) -> ClassTable:
+    """Read class names from a file.
+
+    Args:
+        path: `*.txt` with one name per line, or `*.json` holding `{"names": [...]}` (optionally `palette`, `ignore_index`,
+            `ignore_color`), a plain list of names, or a mapping from id to name (`id2label`).
+
+    Raises:
+        ValueError: The file cannot be read, or its contents do not fit together.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot read class names: {error}") from None
+    if path.suffix == ".txt":
+        return make_class_table([line.strip() for line in text.splitlines() if line.strip()], source=str(path))
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if isinstance(content, dict) and "names" in content:
+        known = ("palette", "ignore_index", "ignore_color")
+        return make_class_table(
+            content["names"], **{key: content[key] for key in known if key in content}, source=str(path)
+        )
+    if isinstance(content, dict) and "id2label" in content:
+        content = content["id2label"]
+    if not isinstance(content, (dict, list)):
+        raise ValueError(f"{path}: expected names, a list or a mapping from id to name, got {type(content).__name__}")
+    return make_class_table(content, source=str(path))
+
+
+def find_class_table(folder: str | Path) -> ClassTable:
+    """Read the class file of a data set folder.
+
+    Raises:
+        ValueError: None of `CLASS_FILES` lies in `folder`.
+    """
+    for name in CLASS_FILES:
+        if (Path(folder) / name).is_file():
+            return read_class_table(Path(folder) / name)
+    raise ValueError(
+        f"{folder}: no class names found; put a classes.json ({{\"names\": [...], \"palette\": [[r, g, b], ...]}}, palette "
+        f"optional) or a classes.txt (one name per line, first line = id 0) there"
+    )

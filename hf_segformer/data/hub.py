@@ -1,0 +1,215 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Any data set of the Hugging Face Hub, and local parquet files, through `datasets.load_dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .classes import CLASS_FILES, ClassTable, find_class_table, make_class_table, read_class_table
+from .folder import detect_mask_format
+from .samples import AnnotationFormat, SegmentationData, undecoded
+
+if TYPE_CHECKING:
+    import datasets
+
+ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation_mask", "semantic_mask", "segmentation")
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
+
+
+def load_hub(
+    path: str | Path,
+    image_column: str = "image",
+    annotation_column: str | None = None,
+    class_names: Sequence[str] | Mapping[Any, str] | str | Path | None = None,
+    mask_format: str = "auto",
+    ignore_index: int | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    validation_fraction: float = 0.1,
+    cache_dir: str | Path | None = None,
+    thin_classes: Iterable[str] = (),
+) -> SegmentationData:
+    """Load a data set by its Hub id, or parquet files from disk.
+
+    Args:
+        path: `owner/name` on the Hub, a parquet file, or a folder whose parquet files are named after their splits
+            (`train-00000-of-00002.parquet`, `validation.parquet`, also under `data/`).
+        image_column: Column of pictures.
+        annotation_column: Column of annotation pictures; None takes the only one present of `annotation`, `label`, `mask`,
+            `segmentation_mask`, `semantic_mask`, `segmentation`.
+        class_names: Names in the order of their ids, a mapping from id to name, or a file as in `read_class_table`. None looks
+            for `classes.json`, `classes.txt` or `id2label.json` beside the parquet files or in the Hub repository, then for the
+            one column that is a list of `ClassLabel`.
+        mask_format: As in `load_folder`.
+        ignore_index: Label of pixels that belong to no class; None takes the class file's, else 255.
+        config_name: Configuration of the data set, where it has several.
+        revision: Branch, tag or commit on the Hub.
+        train_split: Name of the training split.
+        validation_split: Name of the validation split; None takes the first present of `validation`, `val`, `valid`, `dev`,
+            `test`, and without any holds out `validation_fraction` of the training split, evenly spaced.
+        validation_fraction: In (0, 1).
+        cache_dir: Where `datasets` keeps its files; None for its usual place.
+        thin_classes: Names of classes to report apart.
+
+    Raises:
+        ValueError: A split, column or the class names cannot be found; the message lists what there is.
+    """
+    splits = _load_splits(path, config_name, revision, cache_dir)
+    if train_split not in splits:
+        raise ValueError(f"{path}: no split {train_split!r}; there are {', '.join(splits)}")
+    rows = splits[train_split]
+    annotation_column = _choose_annotation_column(rows, image_column, annotation_column, path)
+    classes = _class_table(path, class_names, rows, revision)
+    if ignore_index is None:
+        ignore_index = classes.ignore_index
+    columns = (image_column, annotation_column)
+    train, validation = _train_and_validation(splits, train_split, validation_split, validation_fraction, columns, path)
+    if mask_format == "auto":
+        mask_format = detect_mask_format(_LazyColumn(undecoded(train), "annotation"), classes)
+    return SegmentationData(
+        train=train,
+        validation=validation,
+        class_names=classes.names,
+        palette=classes.palette,
+        ignore_index=ignore_index,
+        name=str(path),
+        thin_classes=tuple(thin_classes),
+        annotation_format=AnnotationFormat(
+            len(classes.names), mask_format, ignore_index, classes.palette, classes.ignore_color
+        ),
+    )
+
+
+def _load_splits(path: str | Path, config_name: str | None, revision: str | None, cache_dir) -> datasets.DatasetDict:
+    import datasets
+
+    local = Path(path)
+    if local.is_file():
+        return datasets.load_dataset("parquet", data_files={"train": str(local)}, cache_dir=cache_dir)
+    if local.is_dir() and not any(local.rglob("*.parquet")):
+        raise ValueError(f"{local}: no parquet files here; for images/ and annotations/ use the data set name 'folder'")
+    return datasets.load_dataset(str(path), config_name, revision=revision, cache_dir=cache_dir)
+
+
+def _choose_annotation_column(rows: datasets.Dataset, image_column: str, asked: str | None, path: str | Path) -> str:
+    names = rows.column_names
+    if image_column not in names:
+        raise ValueError(f"{path}: image_column {image_column!r} is not among the columns {', '.join(names)}")
+    if asked is not None:
+        if asked not in names:
+            raise ValueError(f"{path}: annotation_column {asked!r} is not among the columns {', '.join(names)}")
+        return asked
+    candidates = [name for name in ANNOTATION_COLUMNS if name in names and name != image_column]
+    if len(candidates) != 1:
+        raise ValueError(
+            f"{path}: set annotation_column to the column of annotation pictures, one of {', '.join(names)}"
+        )
+    return candidates[0]
+
+
+def _class_table(path: str | Path, asked, rows: datasets.Dataset, revision: str | None) -> ClassTable:
+    if isinstance(asked, (str, Path)):
+        return read_class_table(asked)
+    if asked is not None:
+        return make_class_table(asked)
+    table = _class_file(path, revision) or _class_label_names(rows, path)
+    if table is None:
+        raise ValueError(
+            f"{path}: no class names found ({', '.join(CLASS_FILES)}, or a column that is a list of ClassLabel); give "
+            f"class_names as a list, a mapping from id to name, or a file"
+        )
+    return table
+
+
+def _class_file(path: str | Path, revision: str | None) -> ClassTable | None:
+    local = Path(path)
+    if local.exists():
+        folder = local if local.is_dir() else local.parent
+        return find_class_table(folder) if any((folder / name).is_file() for name in CLASS_FILES) else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in CLASS_FILES:
+        try:
+            return read_class_table(hf_hub_download(str(path), name, repo_type="dataset", revision=revision))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            continue
+    return None
+
+
+def _class_label_names(rows: datasets.Dataset, path: str | Path) -> ClassTable | None:
+    """A plain ClassLabel names the kind of a whole picture; only a list of them can name what is in it."""
+    from datasets import ClassLabel
+
+    lists = {column: getattr(feature, "feature", None) for column, feature in rows.features.items()}
+    found = {column: inner.names for column, inner in lists.items() if isinstance(inner, ClassLabel)}
+    if len(found) != 1:
+        return None
+    column, names = found.popitem()
+    return make_class_table(names, source=f"{path}, column {column!r}")
+
+
+def _train_and_validation(
+    splits: datasets.DatasetDict,
+    train_split: str,
+    validation_split: str | None,
+    validation_fraction: float,
+    columns: tuple[str, str],
+    path: str | Path,
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    train = _standard_columns(splits[train_split], train_split, columns, path)
+    if validation_split is None:
+        others = [name for name in VALIDATION_SPLITS if name in splits and name != train_split]
+        validation_split = others[0] if others else None
+    if validation_split is not None:
+        if validation_split not in splits:
+            raise ValueError(f"{path}: no split {validation_split!r}; there are {', '.join(splits)}")
+        return train, _standard_columns(splits[validation_split], validation_split, columns, path)
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+    if len(train) < 2:
+        raise ValueError(f"{path}: at least two rows are needed to split into training and validation, got {len(train)}")
+    count = min(max(round(len(train) * validation_fraction), 1), len(train) - 1)
+    held_out = {index * len(train) // count for index in range(count)}
+    kept = [index for index in range(len(train)) if index not in held_out]
+    return train.select(kept), train.select(sorted(held_out))
+
+
+def _standard_columns(
+    rows: datasets.Dataset, split: str, columns: tuple[str, str], path: str | Path
+) -> datasets.Dataset:
+    """Return columns `image`, `annotation` and `file_name` (the stored path where there is one, else split and row)."""
+    import datasets
+
+    stored = rows.select_columns(list(columns)).rename_columns(dict(zip(columns, ("image", "annotation"), strict=True)))
+    for column, given in zip(("image", "annotation"), columns, strict=True):
+        if not isinstance(stored.features[column], datasets.Image):
+            try:
+                stored = stored.cast_column(column, datasets.Image())
+            except (TypeError, ValueError, NotImplementedError) as error:
+                kind = stored.features[column]
+                raise ValueError(f"{path}: column {given!r} holds {kind}, which are no pictures: {error}") from None
+    if "file_name" in rows.column_names:
+        names = rows["file_name"][:]
+    else:
+        paths = undecoded(stored).data.column("image").combine_chunks().field("path").to_pylist()
+        names = [stem or f"{split}[{index}]" for index, stem in enumerate(paths)]
+    return stored.add_column("file_name", [str(name) for name in names])
+
+
+class _LazyColumn(Sequence):
+    """One column, decoded row by row."""
+
+    def __init__(self, rows: datasets.Dataset, column: str):
+        self._rows, self._column = rows, column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        return self._rows[int(index)][self._column]

@@ -1,0 +1,124 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training samples by draw number: what step s of a run sees depends on the seed and s only.
+
+A run consumes draws 0, 1, 2, ... Each draw has one image (from the permutation of its epoch) and one random generator (seeded
+by the draw), so neither the number of workers nor a restart changes anything, and no position has to be stored or skipped to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+if TYPE_CHECKING:
+    from .samples import SegmentationData
+
+
+class TrainingSamples(Dataset):
+    """Augmented training samples, indexed by draw number n >= 0.
+
+    Draw n is image `permutation(seed, n // len(self))[n % len(self)]`, augmented by a generator seeded with (seed, n).
+
+    Args:
+        data: Data set whose `train` split is drawn from.
+        transform: `(image, label, generator) -> (float32 (3, h, w), int64 (h, w))`, for instance `TrainingTransform`.
+        seed: Non-negative integer.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        transform: Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]],
+        seed: int = 0,
+    ):
+        from .samples import undecoded
+
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        self._rows = undecoded(data.train)
+        self._annotation_format = data.annotation_format
+        self.transform = transform
+        self.seed = seed
+        self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
+
+    def __len__(self) -> int:
+        """Number of images, which is the number of draws in an epoch."""
+        return len(self._rows)
+
+    def index_of(self, draw: int) -> int:
+        """Return the row of the data set that draw number `draw` shows."""
+        epoch, position = divmod(draw, len(self))
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(len(self)))
+        return int(self._order[1][position])
+
+    def __getitem__(self, draw: int) -> Mapping[str, torch.Tensor]:
+        """Return `pixel_values` float32 (3, h, w) and `labels` int64 (h, w) of a draw.
+
+        Raises:
+            ValueError: The sample's files are bad; see `read_sample`.
+        """
+        from .samples import read_sample
+
+        image, label = read_sample(self._rows[self.index_of(draw)], self._annotation_format)
+        image, label = self.transform(image, label, np.random.default_rng([self.seed, draw, 1]))
+        return {"pixel_values": torch.from_numpy(image), "labels": torch.from_numpy(label)}
+
+
+class DrawSampler(Sampler[list[int]]):
+    """Batch sampler that names the draws of one rank, from any optimizer step on.
+
+    Optimizer step s consumes the draws s*G .. (s+1)*G - 1, where G = batch_size * gradient_accumulation_steps * world_size is
+    the global batch. Within a step, micro-batches follow each other, and within a micro-batch, ranks do: so runs with equal G
+    see the same draws in every step, however G is made up.
+
+    Args:
+        batch_size: Samples per rank and micro-batch.
+        rank: 0..world_size-1.
+        world_size: Number of processes.
+        gradient_accumulation_steps: Micro-batches per optimizer step.
+        start_step: Optimizer step that comes first; a resumed run gives its position here.
+        stop_step: Optimizer step before which to end; None never ends.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        gradient_accumulation_steps: int = 1,
+        start_step: int = 0,
+        stop_step: int | None = None,
+    ):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("world_size", world_size),
+            ("gradient_accumulation_steps", gradient_accumulation_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.start_step, self.stop_step = start_step, stop_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the draw numbers of each micro-batch."""
+        micro_batch = self.start_step * self.gradient_accumulation_steps
+        end = None if self.stop_step is None else self.stop_step * self.gradient_accumulation_steps
+        while end is None or micro_batch < end:
+            first = (micro_batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            micro_batch += 1
+
+    def __len__(self) -> int:
+        """Number of micro-batches; only with a `stop_step`."""
+        if self.stop_step is None:
+            raise TypeError("an endless DrawSampler has no length; give stop_step")
+        return max(self.stop_step - self.start_step, 0) * self.gradient_accumulation_steps

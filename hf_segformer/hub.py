@@ -1,0 +1,450 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A model folder on the Hub: its model card, its check, and its push as one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    constants,
+    get_session,
+)
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status
+from safetensors import SafetensorError, safe_open
+
+from . import modeling_segformer
+from .configuration_segformer import SegformerConfig
+
+try:
+    import httpx2 as httpx
+except ImportError:  # huggingface_hub below 2.0
+    import httpx
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+_T = TypeVar("_T")
+
+_AUTO_CLASSES = {
+    "AutoModel": "SegformerModel",
+    "AutoModelForSemanticSegmentation": "SegformerForSemanticSegmentation",
+    "AutoModelForImageClassification": "SegformerForImageClassification",
+    "AutoBackbone": "SegformerBackbone",
+}
+# Everything else (saved states, logs, optimizer and pickle files, hidden and temporary files) stays at home.
+_PUSHED = (
+    "*.json",
+    "*.safetensors",
+    "*.md",
+    "*.txt",
+    "*.png",
+    "*.jpg",
+    "*.jpeg",
+    "LICENSE*",
+    "NOTICE*",
+    "onnx/*.onnx",
+)
+_PUSHED += ("overlays/*.png", "overlays/*.jpg", "overlays/*.jpeg")
+_KEPT_HOME = {"trainer_state.json"}
+# Weights that `from_pretrained` could take instead of the pushed ones.
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_RETRY_WAITS = (1, 2, 4, 8)  # seconds
+_LONGEST_RETRY_AFTER = 120  # seconds; a server that asks for more is not waited for
+_TRANSIENT = {408, 429, 500, 502, 503, 504}
+
+
+class PushError(RuntimeError):
+    """The Hub did not take a push; the message says what happened and what to do."""
+
+
+# ---- what is pushed
+
+
+def check_folder(folder: str | os.PathLike) -> SegformerConfig:
+    """Check that a folder holds a complete model.
+
+    Args:
+        folder: Folder with config.json, preprocessor_config.json and model.safetensors, the last possibly in shards.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: A file is missing, unreadable, or does not fit the others, or a weight is not finite; names the file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder must be a model folder, got {folder}, which is none")
+    config_file, processor_file = folder / "config.json", folder / "preprocessor_config.json"
+    fields, processor = _read_json(config_file), _read_json(processor_file)
+    if fields.get("model_type") != SegformerConfig.model_type:
+        raise ValueError(
+            f"model_type must be {SegformerConfig.model_type!r} in {config_file}, got {fields.get('model_type')!r}"
+        )
+    if not str(processor.get("image_processor_type") or processor.get("feature_extractor_type")).startswith(
+        "Segformer"
+    ):
+        raise ValueError(f"image_processor_type must be 'SegformerImageProcessor' in {processor_file}")
+    config = SegformerConfig.from_pretrained(folder)
+    if (config.architectures or [None])[0] not in _AUTO_CLASSES.values():
+        names = sorted(_AUTO_CLASSES.values())
+        raise ValueError(f"architectures must be one of {names} in {config_file}, got {config.architectures}")
+    _check_weights(folder, config)
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return content
+
+
+def _check_weights(folder: Path, config: SegformerConfig) -> None:
+    with torch.device("meta"):
+        model = getattr(modeling_segformer, config.architectures[0])(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    index, seen = folder / "model.safetensors.index.json", set()
+    files = ["model.safetensors"]
+    if not (folder / files[0]).exists() and index.exists():
+        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    for name in files:
+        seen |= _check_tensors(folder / name, expected)
+    # Counters of batches, which some converters leave out, are not used in inference.
+    missing = sorted(name for name in expected.keys() - seen if not name.endswith("num_batches_tracked"))
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} weights of {config.architectures[0]}: {_some(missing)}")
+
+
+def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> set[str]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if (file.metadata() or {}).get("format") != "pt":
+                raise ValueError(f'metadata must be {{"format": "pt"}} in {path}, or transformers does not read it')
+            if unknown := sorted(names - expected.keys()):
+                raise ValueError(f"{path} holds {len(unknown)} weights that the configuration lacks: {_some(unknown)}")
+            for name in sorted(names):
+                tensor = file.get_tensor(name)
+                if tuple(tensor.shape) != expected[name]:
+                    shapes = f"{expected[name]} by the configuration, got {tuple(tensor.shape)}"
+                    raise ValueError(f"{name} must have the shape {shapes} in {path}")
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise ValueError(f"{name} must be finite in {path}, got nan or infinity")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def write_code(folder: str | os.PathLike) -> None:
+    """Put the code of the classes into a model folder, and into its JSON files where each Auto class finds its own.
+
+    The folder then loads with `trust_remote_code=True` where this package is not installed, with every head. Needs
+    transformers 5. Other `save_pretrained` calls of the process are not affected.
+
+    Args:
+        folder: Model folder; `push_folder(..., with_code=True)` does the same without changing it.
+
+    Raises:
+        ValueError: config.json or preprocessor_config.json is missing or no JSON.
+    """
+    folder = Path(folder)
+    contents = {name: folder / name for name in ("config.json", "preprocessor_config.json")}
+    for name, content in _with_auto_maps(contents, with_code=True).items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+
+
+def _with_auto_maps(contents: dict[str, Path | bytes], with_code: bool) -> dict[str, Path | bytes]:
+    """Contents with or without the code and the references to it, whichever they had before."""
+    auto_maps = {
+        "config.json": {"AutoConfig": "configuration_segformer.SegformerConfig"}
+        | {auto: f"modeling_segformer.{name}" for auto, name in _AUTO_CLASSES.items()},
+        "preprocessor_config.json": {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"},
+    }
+    contents = dict(contents)
+    for name, auto_map in auto_maps.items():
+        fields = _read_json(contents[name])
+        if fields.pop("auto_map", None) or with_code:
+            fields |= {"auto_map": auto_map} if with_code else {}
+            contents[name] = f"{json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)}\n".encode()
+    if with_code:
+        contents |= {path.name: path for path in sorted(Path(__file__).parent.glob("*_segformer.py"))}
+    return contents
+
+
+def folder_license(folder: str | os.PathLike) -> str | None:
+    """Licence that the model card of a folder states.
+
+    Args:
+        folder: Model folder.
+
+    Returns:
+        Identifier, or None where the card or its licence is missing or "unknown".
+
+    Raises:
+        ValueError: The metadata in README.md cannot be read.
+    """
+    license = _read_card(Path(folder) / "README.md").data.license
+    return None if license == "unknown" else license
+
+
+def _read_card(path: Path) -> ModelCard:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        return ModelCard(text)
+    except Exception as error:  # YAML errors and huggingface_hub's own share no base class
+        raise ValueError(f"the metadata of {path} cannot be read: {error}") from error
+
+
+def _card_for_push(
+    folder: Path, contents, config, repo_id: str, with_code: bool, dataset: str | None, licenses
+) -> str:
+    """README.md with the licence and the example of the repository; a new one where the folder has none."""
+    path = folder / "README.md"
+    if not path.exists():
+        metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None
+        table = folder / "per_class_iou.txt"
+        picture = next((name for name in contents if name.startswith("overlays/")), None)
+        text = table.read_text(encoding="utf-8").rstrip() if table.exists() else None
+        card = ModelCard(
+            model_card(repo_id, dataset, metrics, text, picture=picture, config=config, with_code=with_code)
+        )
+    else:
+        card = _read_card(path)
+    for name, value in licenses.items():
+        if value is not None:
+            card.data[name] = value
+    if card.data.license in (None, "unknown"):
+        raise ValueError(f"license of the weights is unknown: state it in {path}, or pass license (--license)")
+    if card.data.license == "other" and not (card.data.license_name or card.data.license_link):
+        raise ValueError(f"license 'other' needs license_name or license_link, in {path} or as arguments")
+    use = re.compile(f"{re.escape(_USE_BEGIN)}.*?{re.escape(_USE_END)}", re.DOTALL)
+    text = use.sub(lambda _: _use_section(repo_id, config, with_code), str(card))
+    for shown in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text):
+        if "://" not in shown and shown.removeprefix("./") not in contents:
+            raise ValueError(f"{path} shows {shown}, which is not among the files to push")
+    return text
+
+
+def _find_files(folder: Path) -> dict[str, Path]:
+    paths = {path for pattern in _PUSHED for path in folder.glob(pattern) if path.is_file()}
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    return {name: path for name, path in names.items() if name not in _KEPT_HOME and not path.name.startswith(".")}
+
+
+def _draw_overlay(folder: Path, image: str | os.PathLike) -> bytes:
+    """PNG of an image beside the model's prediction."""
+    import io
+
+    from PIL import Image
+
+    from .image_processing_segformer import SegformerImageProcessor
+    from .inference import predict_label_map
+    from .visualization import palette_for, panel
+
+    model = modeling_segformer.SegformerForSemanticSegmentation.from_pretrained(folder)
+    picture = Image.open(image).convert("RGB")
+    label_map = predict_label_map(model, SegformerImageProcessor.from_pretrained(folder), picture)
+    names = [model.config.id2label[label] for label in range(len(model.config.id2label))]
+    buffer = io.BytesIO()
+    panel(picture, None, label_map, names, model.config.palette or palette_for(len(names))).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+# ---- push
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    with_code: bool = False,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    dataset: str | None = None,
+    image: str | os.PathLike | None = None,
+    commit_message: str = "Upload SegFormer",
+    parent_commit: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a model folder to the Hub as one commit.
+
+    Weights, configuration, processor, model card, metrics and pictures are pushed; saved states, logs, pickles and temporary
+    files are not. Weights in the repository that the folder does not have are deleted in the same commit, so that
+    `from_pretrained` cannot find them first. The folder is checked before anything is sent, and is not changed. Failures
+    that may pass (429, 5xx, a lost connection) are tried again for a bounded time.
+
+    Args:
+        folder: Model folder, see `check_folder`.
+        repo_id: "name" or "namespace/name"; created if it does not exist.
+        private: Create it as a private repository; an existing public one is refused.
+        revision: Branch, created if it does not exist; the main one by default.
+        create_pr: Open a pull request instead of changing the branch.
+        with_code: Also push the code of the classes, for `trust_remote_code=True`; see `write_code`.
+        license: Licence of the weights, instead of the model card's; needed if that states none.
+        license_name: Name of the licence where `license` is "other".
+        license_link: Its address.
+        dataset: Name of the data set of metrics.json, where the folder has no README.md.
+        image: Picture to segment for the model card of a folder that has no README.md.
+        commit_message: First line of the commit message.
+        parent_commit: Refuse if the branch has moved on from this commit; by default from what it is when the push begins.
+        token: Access token; by default the one of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        The commit, as `huggingface_hub` describes it; `pr_url` is set with `create_pr`.
+
+    Raises:
+        ValueError: The folder is not complete, its licence unknown, or its model card refused; nothing was sent.
+        PushError: The Hub refused, or did not answer.
+    """
+    folder = Path(folder)
+    config = check_folder(folder)
+    contents: dict[str, Path | bytes] = _find_files(folder)
+    if (
+        image is not None
+        and not (folder / "README.md").exists()
+        and _head(config) == "SegformerForSemanticSegmentation"
+    ):
+        contents["overlays/example.png"] = _draw_overlay(folder, image)
+    contents = _with_auto_maps(contents, with_code)
+    licenses = {"license": license, "license_name": license_name, "license_link": license_link}
+    card = _card_for_push(folder, contents, config, repo_id, with_code, dataset, licenses)
+    api = HfApi(token=token)
+    with _explained(repo_id):
+        user = _retried(api.whoami)["name"]
+        full_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        contents["README.md"] = card.replace(f'"{repo_id}"', f'"{full_id}"').encode()
+        _validate_card(api, contents["README.md"].decode())
+        _prepare_repository(api, full_id, private, None if create_pr else revision)
+        return _commit(api, full_id, contents, revision, create_pr, commit_message, parent_commit)
+
+
+def _validate_card(api: HfApi, card: str) -> None:
+    """The Hub's own check of a model card, before there is a repository."""
+    body = {"content": card, "repoType": "model"}
+
+    def post():
+        response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body)
+        if response.status_code == 400:
+            messages = [error.get("message", "") for error in response.json().get("errors", [])]
+            raise ValueError(f"the Hub refuses the metadata of README.md: {'; '.join(messages)}")
+        hf_raise_for_status(response)
+
+    _retried(post)
+
+
+def _prepare_repository(api: HfApi, repo_id: str, private: bool, branch: str | None) -> None:
+    # `private` left out is the account's default.
+    _retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    if private and not _retried(lambda: api.model_info(repo_id)).private:
+        raise ValueError(f"private was asked for, but {repo_id} exists and is public: choose another repo_id")
+    if branch is not None and not branch.startswith("refs/"):
+        _retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+
+
+def _commit(api, repo_id, contents, revision, create_pr, commit_message, parent_commit) -> CommitInfo:
+    def attempt():
+        nonlocal parent_commit
+        # Asked for anew each time: if the commit succeeded and only the answer was lost, there is nothing left to change.
+        info = api.model_info(repo_id, revision=revision)
+        parent_commit = parent_commit or info.sha
+        old = [file.rfilename for file in info.siblings if _WEIGHT_FILE.fullmatch(file.rfilename)]
+        operations = [CommitOperationDelete(name) for name in old if name not in contents]
+        operations += [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+    # A second request would open a second pull request if only the answer to the first was lost.
+    return _retried(attempt, {429} if create_pr else _TRANSIENT)
+
+
+def _retried(call: Callable[[], _T], transient: set[int] = _TRANSIENT) -> _T:
+    """Call again after failures that may pass. Uploads are repeated by `huggingface_hub`, commits and other calls are not."""
+    for wait in _RETRY_WAITS:
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in transient:
+                raise
+            asked = error.response.headers.get("Retry-After", "")
+            wait = int(asked) if asked.isdigit() else wait
+            if wait > _LONGEST_RETRY_AFTER:
+                raise
+        except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError):
+            if transient != _TRANSIENT:
+                raise
+        time.sleep(wait)
+    return call()
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Translate what `huggingface_hub` raises into `PushError`."""
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PushError("no access token: log in with `hf auth login`, or set HF_TOKEN") from error
+    except OfflineModeIsEnabled as error:
+        raise PushError("HF_HUB_OFFLINE is set: unset it to push") from error
+    except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (HfHubHTTPError, httpx.TransportError)):
+            cause = cause.__cause__  # failed uploads are wrapped
+        if cause is None:
+            raise
+        raise PushError(_explanation(cause, repo_id)) from error
+
+
+def _explanation(error: Exception, repo_id: str) -> str:
+    if not isinstance(error, HfHubHTTPError):
+        return f"no connection to {constants.ENDPOINT} while pushing to {repo_id}: {error or type(error).__name__}"
+    status = error.response.status_code
+    said = error.server_message or error.response.headers.get("X-Error-Message") or error.response.reason_phrase
+    advice = {
+        401: "the Hub does not accept the access token: log in anew with `hf auth login`, or set HF_TOKEN",
+        403: "the access token may not write there: use one with write access, or propose the change with create_pr",
+        404: "the repository or revision does not exist, or the access token may not see it",
+        409: "something else is changing the repository, or the name is taken: push again",
+        412: "the branch got another commit meanwhile, so nothing was committed: look at it and push again",
+        429: "the Hub limits the rate of requests: push again later",
+    }.get(status, "the Hub failed: push again" if status >= 500 else "the Hub refused it")
+    waiting = error.response.headers.get("Retry-After")
+    return f"{repo_id}: {advice}{f' (after {waiting} s)' if waiting else ''}. The Hub said: {status} {said}"

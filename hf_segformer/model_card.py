@@ -1,0 +1,158 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model card of a SegFormer: text, and the metadata that the Hub shows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from .configuration_segformer import SegformerConfig
+
+_METRIC_NAMES = {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}
+_USE_BEGIN, _USE_END = "<!-- use -->", "<!-- /use -->"
+_CALLS = {
+    "SegformerForSemanticSegmentation": """from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="{model}")
+for region in segment("image.jpg"):
+    print(region["label"], region["mask"].size)""",
+    "SegformerForImageClassification": """from transformers import pipeline
+
+classify = pipeline("image-classification", model="{model}")
+print(classify("image.jpg"))""",
+    "SegformerModel": """from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+image_processor = AutoImageProcessor.from_pretrained("{model}")
+model = AutoModel.from_pretrained("{model}")
+outputs = model(**image_processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt"))
+print(outputs.last_hidden_state.shape)""",
+}
+_CALLS["SegformerBackbone"] = _CALLS["SegformerModel"]
+
+
+def model_card(
+    model: str,
+    dataset: str | None = None,
+    metrics: dict[str, Any] | None = None,
+    class_table: str | None = None,
+    training: dict[str, Any] | None = None,
+    picture: str | None = None,
+    *,
+    config: SegformerConfig | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    dataset_id: str | None = None,
+    split: str = "validation",
+    protocol: str | None = None,
+    base_model: str | None = None,
+    with_code: bool = False,
+) -> str:
+    """Text of a model card, with the metadata the Hub shows.
+
+    Args:
+        model: Folder or repository id of the model, for the example.
+        dataset: Name of the data set it was trained and evaluated on.
+        metrics: Any of `mean_iou`, `mean_accuracy` and `overall_accuracy`, in [0, 1]; those that are None or nan are left
+            out, and so is everything else.
+        class_table: Per-class results as text.
+        training: Settings of the training run.
+        picture: Relative path of an overlay picture.
+        config: Configuration of the model: the example fits its head, and says so where the built-in classes cannot load it.
+        license: Licence of the weights, an identifier of the Hub such as "apache-2.0" or "other".
+        license_name: Name of the licence where `license` is "other".
+        license_link: Its address.
+        dataset_id: Hub id of the data set, if it is there.
+        split: Split the metrics were computed on.
+        protocol: How the metrics were computed: resizing, window, scales.
+        base_model: Hub id of the model that was fine-tuned.
+        with_code: Whether the repository holds the code of the classes.
+
+    Returns:
+        Markdown with a YAML header; its `model-index` is computed by `huggingface_hub`.
+
+    Raises:
+        ValueError: There are metrics but no data set.
+    """
+    values = {name: metrics[name] for name in _METRIC_NAMES if metrics and _is_number(metrics.get(name))}
+    if values and not dataset:
+        raise ValueError("dataset must name the data set of the metrics, got None: metrics without one say nothing")
+    title = f"SegFormer on {dataset}" if dataset else "SegFormer"
+    task = "image-classification" if _head(config) == "SegformerForImageClassification" else "image-segmentation"
+    results = [
+        EvalResult(
+            task,
+            dataset_id or dataset,
+            dataset,
+            name,
+            value,
+            metric_name=_METRIC_NAMES[name],
+            dataset_split=split,
+            metric_args={"protocol": protocol} if protocol else None,
+        )
+        for name, value in values.items()
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task if _head(config).startswith("SegformerFor") else "image-feature-extraction",
+        tags=["segformer", "vision"] + (["semantic-segmentation"] if task == "image-segmentation" else []),
+        model_name=title,
+        eval_results=results or None,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        datasets=[dataset_id] if dataset_id else None,
+        base_model=base_model,
+    )
+    sections = [f"---\n{data.to_yaml()}\n---", f"# {title}"]
+    sections.append("[SegFormer](https://arxiv.org/abs/2105.15203), for the classes of `transformers`.")
+    if picture:
+        sections.append(f"![image and prediction]({picture})")
+    sections += ["## Use", _use_section(model, config, with_code)]
+    if values:
+        sections.append(f"## Results on the {split} split")
+        sections.append(_table(("metric", "%"), {_METRIC_NAMES[name]: f"{100 * v:.2f}" for name, v in values.items()}))
+        sections += [f"Protocol: {protocol}."] if protocol else []
+        sections += [f"```\n{class_table}\n```"] if class_table else []
+    if training:
+        settings = {f"`{name}`": value for name, value in training.items()}
+        sections += ["## Training", _table(("setting", "value"), settings)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _table(header: Sequence[str], rows: dict[str, Any]) -> str:
+    return "\n".join(
+        ["| {} | {} |".format(*header), "|--|--|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
+
+
+def _head(config: SegformerConfig | None) -> str:
+    """Class name of the model, semantic segmentation where nothing says otherwise."""
+    names = (config.architectures if config is not None else None) or ["SegformerForSemanticSegmentation"]
+    return names[0]
+
+
+def _use_section(model: str, config: SegformerConfig | None, with_code: bool) -> str:
+    """The example, between marks by which `push_folder` finds it again."""
+    call = _CALLS[_head(config)].format(model=model)
+    if config is not None and config.decoder_hidden_size is None:
+        note = "needed: the built-in classes refuse this decode head"
+    else:
+        note = "faster; without it the built-in classes load this model as well"
+    text = f"```python\nimport hf_segformer  # {note}\n{call}\n```"
+    if with_code:
+        text += (
+            "\n\nThe repository also holds the code of these classes (Apache-2.0): without `hf_segformer` installed, "
+            "pass `trust_remote_code=True` instead of importing it."
+        )
+    return f"{_USE_BEGIN}\n{text}\n{_USE_END}"

@@ -1,0 +1,506 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""SegFormer (arXiv 2105.15203): the Mix Transformer encoder, and the models for segmentation, classification and backbones.
+
+Shapes: B batch, C channels, H W height and width of the feature map at hand, N = H*W tokens, A attention heads, S stages,
+K classes. Feature maps are carried channels-last, as (B, H, W, C): that is the token matrix (B, N, C) and,
+permuted, the channels-last image (B, C, H, W) without a copy.
+
+Parameter names are the layout of every published checkpoint: `state_dict()` is the file format.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .configuration_segformer import SegformerConfig
+from .decode_head_segformer import SegformerDecodeHead
+from .functional_segformer import upsample_cross_entropy
+
+
+class SegformerOverlapPatchEmbeddings(nn.Module):
+    """Overlapping patch embedding: a strided convolution and LayerNorm."""
+
+    def __init__(self, config: SegformerConfig, stage: int):
+        super().__init__()
+        kernel = config.patch_sizes[stage]
+        self.proj = nn.Conv2d(
+            config.num_channels if stage == 0 else config.hidden_sizes[stage - 1],
+            config.hidden_sizes[stage],
+            kernel_size=kernel,
+            stride=config.strides[stage],
+            padding=kernel // 2,
+        )
+        self.layer_norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.embed_norm_eps)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(self.proj(feature_map).permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention with explicit weights; softmax in at least float32."""
+    scores = query @ key.transpose(2, 3) * scaling  # (B, A, N, N')
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class SegformerEfficientSelfAttention(nn.Module):
+    """Self-attention whose keys and values come from a feature map reduced `sr_ratio` times along each side."""
+
+    is_causal = False
+
+    def __init__(self, config: SegformerConfig, stage: int):
+        super().__init__()
+        self.config = config
+        hidden_size, ratio = config.hidden_sizes[stage], config.sr_ratios[stage]
+        self.head_dim = hidden_size // config.num_attention_heads[stage]
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.sr_ratio = ratio
+        if ratio > 1:
+            self.sr = nn.Conv2d(hidden_size, hidden_size, kernel_size=ratio, stride=ratio)
+            self.layer_norm = nn.LayerNorm(hidden_size, eps=config.embed_norm_eps)
+
+    def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.flatten(1, 2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, W, C) -> (B, A, N, C/A)
+
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        reduced = hidden_states
+        if self.sr_ratio > 1:
+            reduced = self.layer_norm(self.sr(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        query, key, value = (
+            self._split_heads(tokens) for tokens in (self.query(hidden_states), self.key(reduced), self.value(reduced))
+        )
+        # Only the eager form has attention weights to show.
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        context, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.head_dim**-0.5,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )  # (B, N, A, C/A)
+        return context.reshape(hidden_states.shape), weights if output_attentions else None
+
+
+class SegformerSelfOutput(nn.Module):
+    """Output projection of attention."""
+
+    def __init__(self, config: SegformerConfig, stage: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_sizes[stage], config.hidden_sizes[stage])
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
+class SegformerAttention(nn.Module):
+    """Efficient self-attention followed by its output projection."""
+
+    def __init__(self, config: SegformerConfig, stage: int):
+        super().__init__()
+        self.self = SegformerEfficientSelfAttention(config, stage)
+        self.output = SegformerSelfOutput(config, stage)
+
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        context, weights = self.self(hidden_states, output_attentions)
+        return self.output(context), weights
+
+
+class SegformerDWConv(nn.Module):
+    """3x3 depthwise convolution: it gives tokens their position."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dwconv(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class SegformerMixFFN(nn.Module):
+    """Feed-forward layer with a depthwise convolution before its activation."""
+
+    def __init__(self, config: SegformerConfig, stage: int):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        self.dense1 = nn.Linear(width, width * config.mlp_ratios[stage])
+        self.dwconv = SegformerDWConv(width * config.mlp_ratios[stage])
+        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+        self.dense2 = nn.Linear(width * config.mlp_ratios[stage], width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.dwconv(self.dense1(hidden_states))
+        hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
+        return self.dropout(self.dense2(hidden_states))
+
+
+class SegformerDropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training drops the whole residual branch of a sample."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        keep_prob = 1 - self.drop_prob
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        mask = torch.rand(shape, dtype=hidden_states.dtype, device=hidden_states.device).add_(keep_prob).floor_()
+        return hidden_states.div(keep_prob) * mask
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_prob}"
+
+
+class SegformerLayer(GradientCheckpointingLayer):
+    """Transformer layer: attention and Mix-FFN, each normalised before and added to its input."""
+
+    def __init__(self, config: SegformerConfig, stage: int, drop_path: float):
+        super().__init__()
+        self.layer_norm_1 = nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps)
+        self.attention = SegformerAttention(config, stage)
+        self.drop_path = SegformerDropPath(drop_path)
+        self.layer_norm_2 = nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps)
+        self.mlp = SegformerMixFFN(config, stage)
+
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        context, weights = self.attention(self.layer_norm_1(hidden_states), output_attentions)
+        hidden_states = self.drop_path(context) + hidden_states
+        hidden_states = self.drop_path(self.mlp(self.layer_norm_2(hidden_states))) + hidden_states
+        return hidden_states, weights
+
+
+class SegformerEncoder(nn.Module):
+    """The S stages of the Mix Transformer, each a patch embedding, its layers and a LayerNorm."""
+
+    def __init__(self, config: SegformerConfig):
+        super().__init__()
+        self.config = config
+        total = sum(config.depths)
+        rates = iter([config.drop_path_rate * layer / max(total - 1, 1) for layer in range(total)])
+        stages = range(config.num_encoder_blocks)
+        self.patch_embeddings = nn.ModuleList([SegformerOverlapPatchEmbeddings(config, stage) for stage in stages])
+        self.block = nn.ModuleList(
+            [
+                nn.ModuleList([SegformerLayer(config, stage, next(rates)) for _ in range(config.depths[stage])])
+                for stage in stages
+            ]
+        )
+        self.layer_norm = nn.ModuleList(
+            [nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps) for stage in stages]
+        )
+
+    def forward(self, pixel_values: torch.Tensor, output_attentions: bool = False):
+        feature_map, feature_maps, attentions = pixel_values, [], []
+        for embed, layers, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):
+            hidden_states = embed(feature_map)
+            for layer in layers:
+                hidden_states, weights = layer(hidden_states, output_attentions)
+                attentions.append(weights)
+            hidden_states = norm(hidden_states)
+            feature_map = hidden_states.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W), a view
+            feature_maps.append(feature_map)
+        if not self.config.reshape_last_stage:
+            feature_maps[-1] = hidden_states.flatten(1, 2)  # (B, N, C)
+        return tuple(feature_maps), tuple(attentions) if output_attentions else None
+
+
+class SegformerPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by all SegFormer models."""
+
+    config_class = SegformerConfig
+    base_model_prefix = "segformer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # `Trainer` reads this: the loss is a mean over the batch at hand, so gradients must be divided by the accumulation steps.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["SegformerLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load weights as `PreTrainedModel.from_pretrained` does, inflating the first filters for another `num_channels`.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *model_args: Passed on.
+            config: Configuration to use instead of the stored one.
+            **kwargs: Passed on; `num_channels` and other configuration fields override the stored ones.
+        """
+        wanted = stored = None
+        if isinstance(config, SegformerConfig):
+            stored = cls._stored_num_channels(pretrained_model_name_or_path, config, kwargs)
+            wanted, config = config.num_channels, copy.deepcopy(config)
+            config.num_channels = stored
+        else:
+            wanted = kwargs.pop("num_channels", None)
+        result = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        if wanted is not None and wanted != model.config.num_channels:
+            model.resize_num_channels(wanted)
+        return result
+
+    @classmethod
+    def _stored_num_channels(cls, name_or_path, config: SegformerConfig, kwargs: dict) -> int:
+        if config.num_channels_in_file is not None and config.name_or_path == str(name_or_path):
+            return config.num_channels_in_file
+        hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        options = {name: kwargs[name] for name in hub_options if name in kwargs}
+        return cls.config_class.from_pretrained(name_or_path, **options).num_channels
+
+    @torch.no_grad()
+    def resize_num_channels(self, num_channels: int) -> None:
+        """Change the number of input channels, keeping pretrained filters.
+
+        More channels repeat the filters in turn, each divided by how often it occurs; fewer channels share the filters' sum.
+        So an image whose channels are all equal gives the same features as before.
+
+        Args:
+            num_channels: New number of channels, at least 1.
+
+        Raises:
+            ValueError: `num_channels` is below 1.
+        """
+        if num_channels < 1:
+            raise ValueError(f"num_channels must be >= 1, got {num_channels}")
+        embed = self.base_model.encoder.patch_embeddings[0]
+        old = embed.proj.weight  # (C, channels, kernel, kernel)
+        if num_channels > old.shape[1]:
+            source = torch.arange(num_channels, device=old.device) % old.shape[1]
+            weight = old[:, source] / source.bincount()[source].view(-1, 1, 1)
+        else:
+            weight = old.sum(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) / num_channels
+        embed.proj.in_channels = num_channels
+        embed.proj.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+        self.config.num_channels = num_channels
+
+
+class SegformerModel(SegformerPreTrainedModel):
+    """The Mix Transformer encoder.
+
+    Args:
+        config: Configuration.
+    """
+
+    def __init__(self, config: SegformerConfig):
+        super().__init__(config)
+        self.encoder = SegformerEncoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple:
+        """Encode images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised, floating point, any H and W.
+            output_attentions: Also return each layer's attention weights (B, A, N, N'), N' the reduced tokens.
+            output_hidden_states: Also return each stage's feature map (B, C, H/s, W/s), s = 4, 8, 16, 32.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `last_hidden_state` is the last stage's map, as (B, N, C) if `config.reshape_last_stage` is False. Maps are
+            channels-last in memory.
+
+        Raises:
+            ValueError: `pixel_values` is not 4-D or has another number of channels.
+        """
+        config = self.config
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+            raise ValueError(
+                f"pixel_values must have the shape (batch, num_channels={config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}"
+            )
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        feature_maps, attentions = self.encoder(pixel_values, bool(output_attentions))
+        outputs = BaseModelOutput(
+            last_hidden_state=feature_maps[-1],
+            hidden_states=feature_maps if output_hidden_states else None,
+            attentions=attentions,
+        )
+        return _as_requested(outputs, return_dict, config)
+
+
+def _as_requested(outputs, return_dict: bool | None, config: SegformerConfig):
+    return_dict = config.return_dict if return_dict is None else return_dict
+    return outputs if return_dict else outputs.to_tuple()
+
+
+class SegformerForImageClassification(SegformerPreTrainedModel):
+    """Encoder, global average pooling and a linear classifier, as pretrained on ImageNet.
+
+    Args:
+        config: Configuration.
+    """
+
+    def __init__(self, config: SegformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.segformer = SegformerModel(config)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple:
+        """Classify images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised, floating point.
+            labels: (B,) int64 class indices, or floats when `config.problem_type` is "regression".
+            output_attentions: See `SegformerModel.forward`.
+            output_hidden_states: See `SegformerModel.forward`.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `logits` (B, K) and, with labels, `loss`.
+        """
+        outputs = self.segformer(pixel_values, output_attentions, output_hidden_states, return_dict=True)
+        # (B, C, H, W) or, with reshape_last_stage=False, (B, N, C)
+        tokens = outputs.last_hidden_state
+        pooled = tokens.mean(dim=(2, 3)) if tokens.ndim == 4 else tokens.mean(dim=1)
+        logits = self.classifier(pooled)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        outputs = ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+        return _as_requested(outputs, return_dict, self.config)
+
+
+class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
+    """Encoder and decode head: logits at a quarter of the image's resolution.
+
+    Args:
+        config: Configuration.
+    """
+
+    def __init__(self, config: SegformerConfig):
+        super().__init__(config)
+        self.segformer = SegformerModel(config)
+        self.decode_head = SegformerDecodeHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple:
+        """Segment images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised, floating point, any H and W.
+            labels: (B, H', W') int64 class indices in [0, K) or `config.semantic_loss_ignore_index`; the loss is computed
+                at their size. With K = 1, 0 and 1.
+            output_attentions: See `SegformerModel.forward`.
+            output_hidden_states: See `SegformerModel.forward`.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `logits` (B, K, ceil(H/4), ceil(W/4)), channels-last in memory. `loss`, with labels: cross-entropy (binary
+            cross-entropy if K = 1) of the bilinearly upsampled logits, averaged over valid pixels; 0 if there are none.
+
+        Raises:
+            ValueError: `pixel_values` has the wrong shape, or `labels` hold a value that is no class.
+        """
+        show_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        outputs = self.segformer(pixel_values, output_attentions, output_hidden_states=True, return_dict=True)
+        logits = self.decode_head(self._as_maps(outputs.hidden_states, pixel_values.shape[2:]))
+        loss = None
+        if labels is not None:
+            loss = upsample_cross_entropy(logits, labels, self.config.semantic_loss_ignore_index)
+        outputs = SemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states if show_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+        return _as_requested(outputs, return_dict, self.config)
+
+    def _as_maps(self, hidden_states: Sequence[torch.Tensor], image_size: Sequence[int]) -> list[torch.Tensor]:
+        if self.config.reshape_last_stage:
+            return list(hidden_states)
+        height, width = image_size
+        for kernel, stride in zip(self.config.patch_sizes, self.config.strides, strict=True):
+            height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width))
+        return [*hidden_states[:-1], hidden_states[-1].unflatten(1, (height, width)).permute(0, 3, 1, 2)]
+
+
+class SegformerBackbone(BackboneMixin, SegformerPreTrainedModel):
+    """The encoder as a backbone for other heads.
+
+    Args:
+        config: Configuration; `out_features` or `out_indices` choose the stages.
+    """
+
+    def __init__(self, config: SegformerConfig):
+        super().__init__(config)
+        self.num_features = list(config.hidden_sizes)
+        self.segformer = SegformerModel(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BackboneOutput | tuple:
+        """Encode images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised, floating point.
+            output_hidden_states: Also return all stages.
+            output_attentions: Also return each layer's attention weights.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `feature_maps`, the chosen stages (B, C_s, H_s, W_s), channels-last in memory.
+        """
+        show_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        outputs = self.segformer(pixel_values, output_attentions, output_hidden_states=True, return_dict=True)
+        chosen = [self.stage_names.index(name) for name in self.out_features]
+        outputs = BackboneOutput(
+            feature_maps=tuple(outputs.hidden_states[stage] for stage in chosen),
+            hidden_states=outputs.hidden_states if show_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+        return _as_requested(outputs, return_dict, self.config)

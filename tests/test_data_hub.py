@@ -1,0 +1,202 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Parquet files written to disk and read back, in the shapes data sets of the Hub have."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_segformer.data import check_dataset, load_dataset
+from hf_segformer.data.folder import load_folder
+
+NAMES = ("road", "verge", "sign")
+PALETTE = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+COUNT = 10
+
+
+def truth(seed, values=3):
+    return np.random.default_rng(seed).integers(0, values, (9, 14)).astype(np.uint8)
+
+
+def photo(seed):
+    return np.random.default_rng(seed).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+
+
+def table(seeds, names=("image", "annotation"), encode=lambda label: label, **more):
+    columns = {
+        names[0]: [Image.fromarray(photo(seed)) for seed in seeds],
+        names[1]: [Image.fromarray(encode(truth(seed))) for seed in seeds],
+        "seed": list(seeds),
+    }
+    features = {names[0]: datasets.Image(), names[1]: datasets.Image(), "seed": datasets.Value("int32")}
+    for name, (feature, values) in more.items():
+        features[name], columns[name] = feature, values
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with two splits and a class file."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    table(range(COUNT)).to_parquet(folder / "train-00000-of-00001.parquet")
+    table(range(50, 53)).to_parquet(folder / "validation-00000-of-00001.parquet")
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+    return folder
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {"cache_dir": tmp_path / "cache"}
+
+
+def test_folder_of_parquet_files(root, options):
+    data = load_dataset("parquet", root, **options)
+    assert data.class_names == NAMES and data.name == str(root) and len(data.train) == COUNT
+    assert data.train.column_names == ["image", "annotation", "file_name"]
+    assert isinstance(data.train.features["image"], datasets.Image)
+    for seed, example in enumerate(data.train):
+        image, label = data.read_sample(example)
+        np.testing.assert_array_equal(image, photo(seed))
+        np.testing.assert_array_equal(label, truth(seed))
+    np.testing.assert_array_equal(data.read_sample(data.validation[2])[1], truth(52))
+    assert check_dataset(data).checked == {"train": COUNT, "validation": 3}
+
+
+def test_folder_under_its_own_path_as_name(root, options):
+    data = load_dataset(str(root), **options)
+    assert len(data.validation) == 3
+
+
+def test_single_file_is_split_evenly(root, options):
+    data = load_dataset("parquet", root / "train-00000-of-00001.parquet", validation_fraction=0.2, **options)
+    kept, held_out = data.train["file_name"][:], data.validation["file_name"][:]
+    assert held_out == ["train[0]", "train[5]"] and len(kept) == 8 and not set(kept) & set(held_out)
+    np.testing.assert_array_equal(data.read_sample(data.validation[1])[1], truth(5))
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_other_column_and_split_names(tmp_path, options, explicit):
+    rows = table(range(4), ("pixel_values", "label" if not explicit else "truth"))
+    rows.to_parquet(tmp_path / "train.parquet")
+    rows.select([3, 2]).to_parquet(tmp_path / "test.parquet")
+    more = {"annotation_column": "truth", "validation_split": "test"} if explicit else {}
+    data = load_dataset("parquet", tmp_path, image_column="pixel_values", class_names=NAMES, **more, **options)
+    np.testing.assert_array_equal(data.read_sample(data.train[1])[1], truth(1))
+    np.testing.assert_array_equal(data.read_sample(data.validation[0])[1], truth(3))
+
+
+def test_raw_bytes_become_pictures(tmp_path, options, root):
+    rows = table(range(4)).cast_column("image", datasets.Image(decode=False))
+    raw = datasets.Dataset.from_dict(
+        {"image": [cell["bytes"] for cell in rows["image"]], "annotation": rows["annotation"][:]},
+        features=datasets.Features(image=datasets.Value("binary"), annotation=datasets.Image()),
+    )
+    raw.to_parquet(tmp_path / "raw.parquet")
+    data = load_dataset("parquet", tmp_path / "raw.parquet", class_names=NAMES, **options)
+    assert isinstance(data.train.features["image"], datasets.Image)
+    np.testing.assert_array_equal(data.read_sample(data.validation[0])[0], photo(0))
+
+
+@pytest.mark.parametrize(
+    ("encode", "mask_format"),
+    [
+        (lambda label: label, "ids"),
+        (lambda label: label.astype(np.uint16), "ids"),
+        (lambda label: np.array(PALETTE, np.uint8)[label], "rgb"),
+    ],
+)
+def test_mask_formats(tmp_path, options, encode, mask_format):
+    table(range(4), encode=encode).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "classes.json").write_text(json.dumps({"names": NAMES, "palette": PALETTE, "ignore_index": 99}))
+    data = load_dataset("parquet", tmp_path, **options)
+    assert data.annotation_format.mask_format == mask_format and data.ignore_index == 99
+    for example in data.train:
+        seed = int(example["file_name"].strip("train[]"))
+        np.testing.assert_array_equal(data.read_sample(example)[1], truth(seed))
+
+
+@pytest.mark.parametrize("given", ["list", "mapping", "file", "feature"])
+def test_class_names(tmp_path, options, given):
+    present = {"present": (datasets.List(datasets.ClassLabel(names=list(NAMES))), [[0, 2]] * 4)}
+    kind = {"weather": (datasets.ClassLabel(names=["dry", "wet"]), [0, 1, 0, 1])}
+    rows = table(range(4), **kind, **(present if given == "feature" else {}))
+    rows.to_parquet(tmp_path / "train.parquet")
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(NAMES))
+    names = {"list": list(NAMES), "mapping": dict(enumerate(NAMES)), "file": file, "feature": None}[given]
+    data = load_dataset("parquet", tmp_path / "train.parquet", class_names=names, ignore_index=250, **options)
+    assert data.class_names == NAMES and data.ignore_index == 250
+
+
+def test_folder_and_parquet_agree(tmp_path, options):
+    for seed in range(3):
+        for kind, picture in (("images", photo(seed)), ("annotations", truth(seed))):
+            (tmp_path / "files" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "files" / kind / f"s{seed}.png")
+    (tmp_path / "files" / "classes.txt").write_text("\n".join(NAMES))
+    by_folder = load_folder(tmp_path / "files")
+    by_folder.train.to_parquet(tmp_path / "train.parquet")
+    by_folder.validation.to_parquet(tmp_path / "validation.parquet")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    data = load_dataset("parquet", tmp_path, **options)
+    for split in ("train", "validation"):
+        mine, theirs = getattr(data, split), getattr(by_folder, split)
+        assert mine["file_name"][:] == theirs["file_name"][:]
+        for one, other in zip(mine, theirs, strict=True):
+            for got, expected in zip(data.read_sample(one), by_folder.read_sample(other), strict=True):
+                np.testing.assert_array_equal(got, expected)
+
+
+def test_damaged_picture_in_parquet_names_its_row(tmp_path, options):
+    rows = table(range(4)).cast_column("image", datasets.Image(decode=False))
+    cells = rows["image"][:]
+    cells[2] = {"bytes": cells[2]["bytes"][:60], "path": None}
+    features = rows.features.copy()
+    rows = datasets.Dataset.from_dict(rows[:] | {"image": cells}, features=features)
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    data = load_dataset("parquet", tmp_path, class_names=NAMES, validation_fraction=0.25, **options)
+    with pytest.raises(ValueError, match=r"train\[2\]: cannot read the picture"):
+        check_dataset(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_column": "photo"}, r"image_column 'photo' is not among the columns image, annotation, seed"),
+        ({"annotation_column": "mask"}, r"annotation_column 'mask' is not among the columns"),
+        ({"annotation_column": "seed"}, r"column 'seed' holds .*int32.* which are no pictures"),
+        ({"train_split": "training"}, r"no split 'training'; there are train, validation"),
+        ({"validation_split": "test"}, r"no split 'test'; there are train, validation"),
+    ],
+)
+def test_wrong_names(root, options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset("parquet", root, **options, **changes)
+
+
+def test_no_class_names(root, options):
+    (root / "id2label.json").unlink()
+    with pytest.raises(ValueError, match=r"no class names found .*give class_names"):
+        load_dataset("parquet", root, **options)
+
+
+def test_ambiguous_annotation_column(tmp_path, options):
+    rows = table(range(3), label=(datasets.Value("int32"), [1, 2, 3]))
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"set annotation_column .* one of image, annotation, seed, label"):
+        load_dataset("parquet", tmp_path, class_names=NAMES, **options)
+
+
+def test_folder_without_parquet(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match=r"no parquet files here; .* 'folder'"):
+        load_dataset("parquet", tmp_path)
+
+
+def test_missing_data_root():
+    with pytest.raises(ValueError, match="data set 'parquet' needs data_root"):
+        load_dataset("parquet")
