@@ -5,8 +5,8 @@
     accelerate launch examples/evaluate.py --model runs/scenes-b0 --dataset scenes
     accelerate launch examples/evaluate.py --model DIR_OR_HUB_ID --dataset camvid --data_root CamVid
 
-Prints mIoU, mAcc, aAcc and the per-class table and writes metrics.json. Every image is counted once, at the size of its
-annotation, so any number of processes gives the same figures.
+Prints mIoU, mAcc, aAcc and the per-class table and writes metrics.json. Every image is counted once, at the size of
+its annotation, so any number of processes gives the same figures.
 """
 
 import os
@@ -39,7 +39,9 @@ class EvaluateArguments:
     annotation_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of annotations."})
     class_names: str | None = field(default=None, metadata={"help": "Hub, parquet: file with the class names."})
     split: str = field(default="validation", metadata={"help": "validation or train."})
-    output_dir: str | None = field(default=None, metadata={"help": "Where metrics.json goes; the current folder if left out."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where metrics.json goes; the current folder if left out."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Images per process and forward pass."})
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})

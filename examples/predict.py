@@ -4,8 +4,9 @@
 
     python examples/predict.py --model runs/scenes-b0 IMAGE_OR_FOLDER... --output_dir predictions
 
-Writes, for each image, labels/NAME.png (class indices with a palette) and overlays/NAME.png. Images whose outputs exist are
-skipped, so an interrupted run can be repeated; unreadable files are named and passed over, and the exit code is then 1.
+Writes, for each image, labels/NAME.png (class indices with a palette) and overlays/NAME.png. Images whose outputs
+exist are skipped, so an interrupted run can be repeated; unreadable files are named and passed over, and the exit code
+is then 1.
 """
 
 import argparse

@@ -6,8 +6,8 @@
     accelerate launch examples/train.py --dataset camvid --data_root CamVid --max_steps 2000
     accelerate launch examples/train.py --dataset folder --data_root my_pictures --model nvidia/mit-b0
 
-Without arguments it draws a data set of street scenes, trains B0 on it from scratch and evaluates. The output folder gets
-weights, configuration, processor, model card, metrics, learning curve and overlay pictures, and loads with
+Without arguments it draws a data set of street scenes, trains B0 on it from scratch and evaluates. The output folder
+gets weights, configuration, processor, model card, metrics, learning curve and overlay pictures, and loads with
 `AutoModelForSemanticSegmentation.from_pretrained`.
 
 A run is a function of (seed, step): what a step computes depends on nothing else. A run that was killed goes on with
@@ -59,7 +59,7 @@ from hf_segformer.visualization import learning_curve, panel
 
 # What an argument left out means for a data set; `None` below stands for these.
 DEFAULTS = {
-    "scenes": {"max_steps": 1000, "batch_size": 8, "learning_rate": 1e-3, "head_multiplier": 1.0, "crop_size": 128},
+    "scenes": {"max_steps": 1100, "batch_size": 8, "learning_rate": 4e-3, "head_multiplier": 1.0, "crop_size": 128},
     "other": {"max_steps": 2000, "batch_size": 8, "learning_rate": 6e-5, "head_multiplier": 10.0, "crop_size": 512},
 }
 PICTURES = 6
@@ -79,20 +79,29 @@ class TrainArguments:
     class_names: str | None = field(default=None, metadata={"help": "Hub, parquet: file with the class names."})
 
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id to start from; its classifier is replaced if the classes differ."}
+        default=None,
+        metadata={"help": "Folder or Hub id to start from; its classifier is replaced if the classes differ."},
     )
     variant: str = field(default="b0", metadata={"help": "b0 to b5, when training from scratch."})
 
-    output_dir: str | None = field(default=None, metadata={"help": "New or empty folder; runs/NAME-VARIANT if left out."})
-    resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir from its last saved state."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "New or empty folder; runs/NAME-VARIANT if left out."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on with the run in output_dir from its last saved state."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and dropout."})
     max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps."})
     batch_size: int | None = field(default=None, metadata={"help": "Images per process and forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate of the encoder."})
-    head_multiplier: float | None = field(default=None, metadata={"help": "The decode head's learning rate divided by it."})
+    head_multiplier: float | None = field(
+        default=None, metadata={"help": "The decode head's learning rate divided by it."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay of AdamW."})
-    warmup_steps: int | None = field(default=None, metadata={"help": "Linear warm-up; 5 percent of max_steps if left out."})
+    warmup_steps: int | None = field(
+        default=None, metadata={"help": "Linear warm-up; 5 percent of max_steps if left out."}
+    )
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last layer."})
     crop_size: int | None = field(default=None, metadata={"help": "Side of the square training crops, in pixels."})
     image_size: int | None = field(
@@ -118,7 +127,9 @@ class TrainArguments:
                 setattr(self, name, value)
         if self.image_size is None:
             self.image_size = self.crop_size
-        for name, share in (("warmup_steps", 20), ("eval_every", 4), ("save_every", 10)):
+        if self.warmup_steps is None:
+            self.warmup_steps = self.max_steps // 20
+        for name, share in (("eval_every", 4), ("save_every", 10)):
             if getattr(self, name) is None:
                 setattr(self, name, max(self.max_steps // share, 1))
         positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "head_multiplier")
@@ -131,8 +142,19 @@ class TrainArguments:
 
     def settings(self, num_processes: int) -> dict:
         """What determines the weights a run ends with; a resumed run must agree on it."""
-        free = ("output_dir", "data_root", "resume", "eval_every", "save_every", "log_every", "num_workers", "report_to")
-        return {name: value for name, value in asdict(self).items() if name not in free} | {"num_processes": num_processes}
+        free = (
+            "output_dir",
+            "data_root",
+            "resume",
+            "eval_every",
+            "save_every",
+            "log_every",
+            "num_workers",
+            "report_to",
+        )
+        return {name: value for name, value in asdict(self).items() if name not in free} | {
+            "num_processes": num_processes
+        }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -150,7 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
     check_classes(model, data)
     progress = train(args, accelerator, model, image_processor, data)
     accelerator.print("evaluating ...")
-    matrix = evaluate(model, image_processor, data, accelerator, batch_size=args.batch_size, num_workers=args.num_workers)
+    matrix = evaluate(
+        model, image_processor, data, accelerator, batch_size=args.batch_size, num_workers=args.num_workers
+    )
     if accelerator.is_main_process:
         metrics = collect_metrics(matrix, data, progress, seconds=time.monotonic() - started)
         export(args, model, image_processor, data, matrix, metrics, progress)
@@ -192,7 +216,8 @@ def choose_output_dir(args: TrainArguments, accelerator: Accelerator) -> str:
     chosen = broadcast_object_list(chosen + [None] * (2 - len(chosen)))
     if chosen[0] is None:
         raise ValueError(
-            f"output_dir must be new or empty, got {chosen[1]!r}: add --resume to go on with the run in it, or choose another"
+            f"output_dir must be new or empty, got {chosen[1]!r}: add --resume to go on with the run in it, or choose "
+            "another"
         )
     if args.resume and latest_state(Path(chosen[0]) / "states") is None:
         raise ValueError(f"output_dir {chosen[0]!r} holds no saved state to resume; start the run without --resume")
@@ -285,7 +310,9 @@ def train(args, accelerator: Accelerator, model, image_processor, data: Segmenta
         if progress.step % args.log_every == 0 or finished:
             speed = global_batch * len(losses) / (time.monotonic() - logged)
             entry = log_losses(accelerator, losses, progress, factor * args.learning_rate)
-            bar.set_postfix(loss=f"{entry['loss']:.3f}", lr=f"{entry['learning_rate']:.1e}", images_per_s=f"{speed:.1f}")
+            bar.set_postfix(
+                loss=f"{entry['loss']:.3f}", lr=f"{entry['learning_rate']:.1e}", images_per_s=f"{speed:.1f}"
+            )
             losses, logged = [], time.monotonic()
         if progress.step % args.eval_every == 0 and not finished:
             matrix = evaluate(model, image_processor, data, accelerator, batch_size=args.batch_size)
@@ -330,8 +357,8 @@ def log_losses(accelerator: Accelerator, losses: list[torch.Tensor], progress: P
     loss = accelerator.reduce(torch.stack(losses), "sum").mean().item()
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss became {loss} before step {progress.step}: lower --learning_rate, or train with --mixed_precision no; "
-            "the last saved state is kept"
+            f"the loss became {loss} before step {progress.step}: lower --learning_rate, or train with "
+            "--mixed_precision no; the last saved state is kept"
         )
     entry = {"step": progress.step, "loss": loss, "learning_rate": learning_rate}
     progress.history.append(entry)
@@ -371,7 +398,9 @@ def export(args, model, image_processor, data, matrix, metrics, progress) -> Non
         (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n")
         learning_curve(progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(model, image_processor, data, folder / "overlays")
-        settings = {name: value for name, value in args.settings(metrics.get("num_processes", 1)).items() if value is not None}
+        settings = {
+            name: value for name, value in args.settings(metrics.get("num_processes", 1)).items() if value is not None
+        }
         card = model_card(args.output_dir, data.name, metrics, matrix.table(data.class_names), settings, pictures[0])
         (folder / "README.md").write_text(card)
         for path in sorted(folder.rglob("*")):

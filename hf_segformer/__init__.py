@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SegFormer for the Hugging Face ecosystem: every checkpoint, its authors' numbers, several times faster.
 
-Importing this package makes the Auto classes of `transformers` build the classes below for `model_type: "segformer"`, in this
-process. Set the environment variable `HF_SEGFORMER_NO_REGISTER=1` before the import, or call `unregister()`, to keep the
-built-in ones.
+Importing this package makes the Auto classes of `transformers` build the classes below for `model_type: "segformer"`,
+in this process. Set the environment variable `HF_SEGFORMER_NO_REGISTER=1` before the import, or call `unregister()`,
+to keep the built-in ones.
 """
 
 import os
@@ -12,11 +12,12 @@ import os
 from transformers import (
     AutoBackbone,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from .configuration_segformer import VARIANTS, SegformerConfig
 from .functional_segformer import upsample_argmax, upsample_cross_entropy
@@ -52,23 +53,25 @@ _MODELS = {
     AutoModelForImageClassification: SegformerForImageClassification,
     AutoBackbone: SegformerBackbone,
 }
+# Under both backends: with torchvision installed its one is the default, and that would be the built-in processor.
+# Files of early checkpoints name a feature extractor, which leads here by the name of its class alone.
+_PROCESSORS = {
+    "pil": SegformerImageProcessor,
+    "torchvision": SegformerImageProcessor,
+    "feature_extractor": type("SegformerFeatureExtractor", (SegformerImageProcessor,), {}),
+}
 
 
 def register() -> None:
-    """Make the Auto classes build this package's SegFormer instead of the built-in one. Importing the package does it."""
+    """Make the Auto classes build this package's SegFormer instead of the built-in one, as importing the package does."""
     AutoConfig.register(SegformerConfig.model_type, SegformerConfig, exist_ok=True)
     for auto_class, model_class in _MODELS.items():
         auto_class.register(SegformerConfig, model_class, exist_ok=True)
-    # Under both keys: with torchvision installed its backend is the default, and that would be the built-in processor.
-    processors = {"pil": SegformerImageProcessor, "torchvision": SegformerImageProcessor}
-    AutoImageProcessor.register(SegformerConfig, image_processor_classes=processors, exist_ok=True)
+    IMAGE_PROCESSOR_MAPPING.register(SegformerConfig, _PROCESSORS, exist_ok=True)
 
 
 def unregister() -> None:
     """Give `model_type: "segformer"` back to the built-in classes of `transformers`, in this process."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-
     CONFIG_MAPPING._extra_content.pop(SegformerConfig.model_type, None)
     for mapping in [*(auto_class._model_mapping for auto_class in _MODELS), IMAGE_PROCESSOR_MAPPING]:
         mapping._extra_content.pop(SegformerConfig, None)

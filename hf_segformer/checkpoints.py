@@ -1,230 +1,36 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Every known SegFormer checkpoint layout as a literal, invertible table of names; detection and conversion both ways.
+"""Recognise SegFormer checkpoints of any known layout and convert them both ways: dictionaries of tensors in and out.
 
-All functions map dictionaries of tensors to dictionaries of tensors. "Ours" is the layout that `transformers` keeps on disk and
-that this package's modules have; "theirs" is a foreign layout. Sources: the key names that each implementation writes.
+"Ours" is the layout of this package's modules, "theirs" any other; the names are in `checkpoint_layouts.py`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
+from .checkpoint_layouts import (
+    HEADS,
+    LAYOUTS,
+    PLACEHOLDERS,
+    ConversionReport,
+    Layout,
+    Reverse,
+    Split,
+    Squeeze,
+    Table,
+    listed,
+)
 from .configuration_segformer import VARIANTS, SegformerConfig
 
-# Placeholders: {s} stage from 0, {n} stage from 1, {r} stage counted from the last, {l} layer from 0, {t} weight, bias, ...
-_PLACEHOLDERS = {
-    "s": r"(?P<s>0|[1-9]\d{0,3})",
-    "n": r"(?P<n>[1-9]\d{0,3})",
-    "r": r"(?P<r>0|[1-9]\d{0,3})",
-    "l": r"(?P<l>0|[1-9]\d{0,3})",
-    "t": r"(?P<t>weight|bias|running_mean|running_var|num_batches_tracked)",
-}
-
-
-class Split(tuple):
-    """Rows of one tensor of theirs are several tensors of ours, one after another."""
-
-
-class Squeeze(str):
-    """A 1x1 convolution of theirs is a linear layer of ours."""
-
-
-class Reverse(str):
-    """Their input columns begin with stage 1, ours with the last stage."""
-
-
-Table = Mapping[str, "str | Split"]
-
-HF5_ENCODER: Table = {
-    "stages.{s}.patch_embeddings.proj.{t}": "encoder.patch_embeddings.{s}.proj.{t}",
-    "stages.{s}.patch_embeddings.layer_norm.{t}": "encoder.patch_embeddings.{s}.layer_norm.{t}",
-    "stages.{s}.blocks.{l}.layernorm_before.{t}": "encoder.block.{s}.{l}.layer_norm_1.{t}",
-    "stages.{s}.blocks.{l}.attention.q_proj.{t}": "encoder.block.{s}.{l}.attention.self.query.{t}",
-    "stages.{s}.blocks.{l}.attention.k_proj.{t}": "encoder.block.{s}.{l}.attention.self.key.{t}",
-    "stages.{s}.blocks.{l}.attention.v_proj.{t}": "encoder.block.{s}.{l}.attention.self.value.{t}",
-    "stages.{s}.blocks.{l}.attention.sequence_reduction.sequence_reduction.{t}": (
-        "encoder.block.{s}.{l}.attention.self.sr.{t}"
-    ),
-    "stages.{s}.blocks.{l}.attention.sequence_reduction.layer_norm.{t}": (
-        "encoder.block.{s}.{l}.attention.self.layer_norm.{t}"
-    ),
-    "stages.{s}.blocks.{l}.attention.o_proj.{t}": "encoder.block.{s}.{l}.attention.output.dense.{t}",
-    "stages.{s}.blocks.{l}.layernorm_after.{t}": "encoder.block.{s}.{l}.layer_norm_2.{t}",
-    "stages.{s}.blocks.{l}.mlp.fc1.{t}": "encoder.block.{s}.{l}.mlp.dense1.{t}",
-    "stages.{s}.blocks.{l}.mlp.dwconv.dwconv.{t}": "encoder.block.{s}.{l}.mlp.dwconv.dwconv.{t}",
-    "stages.{s}.blocks.{l}.mlp.fc2.{t}": "encoder.block.{s}.{l}.mlp.dense2.{t}",
-    "stages.{s}.layer_norm.{t}": "encoder.layer_norm.{s}.{t}",
-}
-HF5_HEAD: Table = {
-    "decode_head.linear_projections.{s}.proj.{t}": "decode_head.linear_c.{s}.proj.{t}",
-    "decode_head.linear_fuse.{t}": "decode_head.linear_fuse.{t}",
-    "decode_head.batch_norm.{t}": "decode_head.batch_norm.{t}",
-    "decode_head.classifier.{t}": "decode_head.classifier.{t}",
-    "classifier.{t}": "classifier.{t}",
-}
-
-# `transformers` on disk, 4.x and 5.x: ours. The second head is this package's convolutional one.
-HF4_ENCODER: Table = {ours: ours for ours in HF5_ENCODER.values()}
-HF4_HEAD: Table = {
-    "decode_head.linear_c.{s}.proj.{t}": "decode_head.linear_c.{s}.proj.{t}",
-    "decode_head.linear_c.{s}.batch_norm.{t}": "decode_head.linear_c.{s}.batch_norm.{t}",
-    "decode_head.linear_fuse.{t}": "decode_head.linear_fuse.{t}",
-    "decode_head.batch_norm.{t}": "decode_head.batch_norm.{t}",
-    "decode_head.classifier.{t}": "decode_head.classifier.{t}",
-    "classifier.{t}": "classifier.{t}",
-}
-
-NVLABS_ENCODER: Table = {
-    "patch_embed{n}.proj.{t}": "encoder.patch_embeddings.{s}.proj.{t}",
-    "patch_embed{n}.norm.{t}": "encoder.patch_embeddings.{s}.layer_norm.{t}",
-    "block{n}.{l}.norm1.{t}": "encoder.block.{s}.{l}.layer_norm_1.{t}",
-    "block{n}.{l}.attn.q.{t}": "encoder.block.{s}.{l}.attention.self.query.{t}",
-    "block{n}.{l}.attn.kv.{t}": Split(
-        ("encoder.block.{s}.{l}.attention.self.key.{t}", "encoder.block.{s}.{l}.attention.self.value.{t}")
-    ),
-    "block{n}.{l}.attn.sr.{t}": "encoder.block.{s}.{l}.attention.self.sr.{t}",
-    "block{n}.{l}.attn.norm.{t}": "encoder.block.{s}.{l}.attention.self.layer_norm.{t}",
-    "block{n}.{l}.attn.proj.{t}": "encoder.block.{s}.{l}.attention.output.dense.{t}",
-    "block{n}.{l}.norm2.{t}": "encoder.block.{s}.{l}.layer_norm_2.{t}",
-    "block{n}.{l}.mlp.fc1.{t}": "encoder.block.{s}.{l}.mlp.dense1.{t}",
-    "block{n}.{l}.mlp.dwconv.dwconv.{t}": "encoder.block.{s}.{l}.mlp.dwconv.dwconv.{t}",
-    "block{n}.{l}.mlp.fc2.{t}": "encoder.block.{s}.{l}.mlp.dense2.{t}",
-    "norm{n}.{t}": "encoder.layer_norm.{s}.{t}",
-}
-NVLABS_HEAD: Table = {
-    "decode_head.linear_c{n}.proj.{t}": "decode_head.linear_c.{s}.proj.{t}",
-    "decode_head.linear_fuse.conv.{t}": "decode_head.linear_fuse.{t}",
-    "decode_head.linear_fuse.bn.{t}": "decode_head.batch_norm.{t}",
-    "decode_head.linear_pred.{t}": "decode_head.classifier.{t}",
-    "head.{t}": "classifier.{t}",
-}
-
-# segmentation-models-pytorch: NVlabs' encoder, a decoder of its own.
-SMP_HEAD: Table = {
-    "decoder.mlp_stage.{r}.linear.{t}": "decode_head.linear_c.{s}.proj.{t}",
-    "decoder.fuse_stage.0.{t}": "decode_head.linear_fuse.{t}",
-    "decoder.fuse_stage.1.{t}": "decode_head.batch_norm.{t}",
-    "segmentation_head.0.{t}": "decode_head.classifier.{t}",
-}
-
-MMSEG_ENCODER: Table = {
-    "layers.{s}.0.projection.{t}": "encoder.patch_embeddings.{s}.proj.{t}",
-    "layers.{s}.0.norm.{t}": "encoder.patch_embeddings.{s}.layer_norm.{t}",
-    "layers.{s}.1.{l}.norm1.{t}": "encoder.block.{s}.{l}.layer_norm_1.{t}",
-    "layers.{s}.1.{l}.attn.attn.in_proj_{t}": Split(
-        (
-            "encoder.block.{s}.{l}.attention.self.query.{t}",
-            "encoder.block.{s}.{l}.attention.self.key.{t}",
-            "encoder.block.{s}.{l}.attention.self.value.{t}",
-        )
-    ),
-    "layers.{s}.1.{l}.attn.attn.out_proj.{t}": "encoder.block.{s}.{l}.attention.output.dense.{t}",
-    "layers.{s}.1.{l}.attn.sr.{t}": "encoder.block.{s}.{l}.attention.self.sr.{t}",
-    "layers.{s}.1.{l}.attn.norm.{t}": "encoder.block.{s}.{l}.attention.self.layer_norm.{t}",
-    "layers.{s}.1.{l}.norm2.{t}": "encoder.block.{s}.{l}.layer_norm_2.{t}",
-    "layers.{s}.1.{l}.ffn.layers.0.{t}": Squeeze("encoder.block.{s}.{l}.mlp.dense1.{t}"),
-    "layers.{s}.1.{l}.ffn.layers.1.{t}": "encoder.block.{s}.{l}.mlp.dwconv.dwconv.{t}",
-    "layers.{s}.1.{l}.ffn.layers.4.{t}": Squeeze("encoder.block.{s}.{l}.mlp.dense2.{t}"),
-    "layers.{s}.2.{t}": "encoder.layer_norm.{s}.{t}",
-}
-MMSEG_HEAD: Table = {
-    "decode_head.convs.{s}.conv.{t}": Squeeze("decode_head.linear_c.{s}.proj.{t}"),
-    "decode_head.convs.{s}.bn.{t}": "decode_head.linear_c.{s}.batch_norm.{t}",
-    "decode_head.fusion_conv.conv.{t}": Reverse("decode_head.linear_fuse.{t}"),
-    "decode_head.fusion_conv.bn.{t}": "decode_head.batch_norm.{t}",
-    "decode_head.conv_seg.{t}": "decode_head.classifier.{t}",
-}
-
-
-HEADS = {
-    "none": "none (encoder only)",
-    "classification": "classification",
-    "mlp": "segmentation, all-MLP",
-    "conv": "segmentation, convolutional (mmsegmentation)",
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One implementation's way to write a SegFormer.
-
-    Attributes:
-        title: For people.
-        encoder: Table of the encoder's names, without `prefix`.
-        head: Table of the heads' names.
-        signature: Name, without `prefix`, that every file of this layout holds.
-        prefix: What stands before the encoder's names.
-        unprefixed: Heads (keys of `HEADS`) with which the encoder's names have no prefix.
-        heads: Heads that this implementation has.
-        numerics: Configuration fields that this implementation implies.
-        unused: Patterns of names without effect in the implementation that wrote them, and why.
-    """
-
-    title: str
-    encoder: Table
-    head: Table
-    signature: str
-    prefix: str
-    unprefixed: tuple[str, ...] = ("none",)
-    heads: tuple[str, ...] = ("none", "classification", "mlp")
-    numerics: Mapping[str, Any] = field(default_factory=dict)
-    unused: Mapping[str, str] = field(default_factory=dict)
-
-
-# Where two layouts share a signature the later one, whose prefix is mandatory, wins.
-LAYOUTS: dict[str, Layout] = {
-    "nvlabs": Layout(
-        title="NVlabs/SegFormer",
-        encoder=NVLABS_ENCODER,
-        head=NVLABS_HEAD,
-        signature="patch_embed1.proj.weight",
-        prefix="backbone.",
-        unprefixed=("none", "classification"),
-        numerics={"block_norm_eps": 1e-6, "embed_norm_eps": 1e-5, "classifier_dropout_mode": "channel"},
-        unused={r"decode_head\.conv_seg\.(weight|bias)": "never used by NVlabs' head, whose classifier is linear_pred"},
-    ),
-    "mmseg": Layout(
-        title="mmsegmentation",
-        encoder=MMSEG_ENCODER,
-        head=MMSEG_HEAD,
-        signature="layers.0.0.projection.weight",
-        prefix="backbone.",
-        heads=("none", "conv"),
-        numerics={"block_norm_eps": 1e-6, "embed_norm_eps": 1e-6, "classifier_dropout_mode": "channel"},
-    ),
-    "smp": Layout(
-        title="segmentation-models-pytorch",
-        encoder=NVLABS_ENCODER,
-        head=SMP_HEAD,
-        signature="patch_embed1.proj.weight",
-        prefix="encoder.",
-        unprefixed=(),
-        heads=("none", "mlp"),
-        numerics={"block_norm_eps": 1e-6, "embed_norm_eps": 1e-5, "classifier_dropout_prob": 0.0},
-    ),
-    "hf4": Layout(
-        title="transformers on disk",
-        encoder=HF4_ENCODER,
-        head=HF4_HEAD,
-        signature="encoder.patch_embeddings.0.proj.weight",
-        prefix="segformer.",
-        heads=tuple(HEADS),
-    ),
-    "hf5": Layout(
-        title="transformers 5 in memory",
-        encoder=HF5_ENCODER,
-        head=HF5_HEAD,
-        signature="stages.0.patch_embeddings.proj.weight",
-        prefix="segformer.",
-    ),
-}
+# What weights do not show: the heads of every published variant.
+_PUBLISHED_HEADS = (1, 2, 5, 8)
 
 # Entries that wrappers put beside a network's own.
 _WRAPPER_ENTRIES = {
@@ -247,91 +53,6 @@ class DetectedLayout(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-@dataclass
-class ConversionReport:
-    """What a checkpoint is and what was done to each tensor.
-
-    Attributes:
-        source: Layout that was read, a key of `LAYOUTS`.
-        target: Layout that was written; ours is "hf4".
-        wrapper: Prefix that was taken off every name.
-        variant: "b0" to "b5", or None for other sizes.
-        head: Key of `HEADS`.
-        dtype: Type of the weights.
-        architecture: Fields of `SegformerConfig` that follow from shapes and layout.
-        unchanged: Names that stayed.
-        renamed: From name to name.
-        split: From name to the names that its rows went to.
-        fused: From names, joined by " + ", to the name of the one tensor they became.
-        reshaped: From name to name where a 1x1 convolution became a linear layer or the other way round.
-        reordered: From name to name where the columns' stages were reversed.
-        dropped: From name to the reason.
-        notes: What else a user should know.
-    """
-
-    source: str
-    target: str
-    wrapper: str = ""
-    variant: str | None = None
-    head: str = "none"
-    dtype: str = ""
-    architecture: dict[str, Any] = field(default_factory=dict)
-    unchanged: list[str] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    split: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    fused: dict[str, str] = field(default_factory=dict)
-    reshaped: dict[str, str] = field(default_factory=dict)
-    reordered: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def taken(self) -> int:
-        """Number of tensors of the source that are in the result."""
-        single = (self.unchanged, self.renamed, self.split, self.reshaped, self.reordered)
-        return sum(map(len, single)) + sum(joined.count(" + ") + 1 for joined in self.fused)
-
-    def record(self, sources: Sequence[str], targets: Sequence[str], change: type) -> None:
-        """Note that tensors `sources` became `targets` by the kind of row `change`."""
-        source, target = " + ".join(sources), ", ".join(targets)
-        if change is Split:
-            if len(targets) > 1:
-                self.split[source] = tuple(targets)
-            else:
-                self.fused[source] = target
-        elif change is str and source == target:
-            self.unchanged.append(source)
-        else:
-            {str: self.renamed, Squeeze: self.reshaped, Reverse: self.reordered}[change][source] = target
-
-    def __str__(self) -> str:
-        size = f"SegFormer-{self.variant.upper()}" if self.variant else "SegFormer of no published size"
-        labels = f", {self.architecture['num_labels']} classes" if "num_labels" in self.architecture else ""
-        lines = [
-            f"layout   {LAYOUTS[self.source].title} -> {LAYOUTS[self.target].title}",
-            f"network  {size}, head: {HEADS[self.head]}{labels}, {self.dtype}",
-            f"tensors  {self.taken} taken, {len(self.dropped)} dropped",
-        ]
-        if self.wrapper:
-            lines.append(f"prefix   {self.wrapper!r} taken off")
-        if self.unchanged:
-            lines.append(f"  {len(self.unchanged):5} unchanged")
-        for kind in ("renamed", "split", "fused", "reshaped", "reordered"):
-            if entries := getattr(self, kind):
-                source, target = next(iter(entries.items()))
-                target = ", ".join(target) if kind == "split" else target
-                lines.append(f"  {len(entries):5} {kind}, as {source} -> {target}")
-        for reason in dict.fromkeys(self.dropped.values()):
-            names = [name for name, why in self.dropped.items() if why == reason]
-            lines.append(f"  {len(names):5} dropped, {reason}: {_listed(names, 4)}")
-        return "\n".join(lines + [f"note     {note}" for note in self.notes])
-
-
-def _listed(names: Iterable[str], limit: int = 20) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def detect_layout(names: Iterable[str], ema: bool = False) -> DetectedLayout:
     """Recognise a checkpoint's layout from the names of its tensors alone.
 
@@ -351,12 +72,14 @@ def detect_layout(names: Iterable[str], ema: bool = False) -> DetectedLayout:
             if before.endswith(layout.prefix) or layout.unprefixed:
                 found[before] = DetectedLayout(key, before.removesuffix(layout.prefix))
     if not found:
-        raise ValueError(f"no known SegFormer layout fits these names: {_listed(names, 10) or 'there are none'}")
+        wanted = listed(dict.fromkeys(layout.signature for layout in LAYOUTS.values()))
+        names = listed(map(str, names), 10) or "there are no names"
+        raise ValueError(f"no known SegFormer layout fits, one of these is missing: {wanted}. Names: {names}")
     averaged = [detected for detected in found.values() if "ema" in re.split(r"[._]", detected.wrapper)]
     others = [detected for detected in found.values() if detected not in averaged]
     chosen = (averaged or others) if ema else (others or averaged)
     if len(chosen) > 1:
-        raise ValueError(f"there are several networks, their names begin with {_listed(map(repr, sorted(found)))}")
+        raise ValueError(f"there are several networks, their names begin with {listed(map(repr, sorted(found)))}")
     rest = tuple(detected.wrapper for detected in found.values() if detected is not chosen[0])
     return chosen[0]._replace(others=rest)
 
@@ -376,27 +99,29 @@ def convert_state_dict(
         layout: Key of `LAYOUTS` that the names must have; None to recognise it.
         drop: Beginnings of names to leave out, such as "auxiliary_head.".
         ema: Of two sets of weights in one state dict, take the averaged one.
-        config: Fields of `SegformerConfig`: weights do not show `num_attention_heads` and `strides`, which are the published
-            ones unless given here; what the weights show must agree.
+        config: Fields of `SegformerConfig`. Weights do not show `num_attention_heads` and `strides`, which are the
+            published ones unless given here; what the weights show must agree.
 
     Returns:
         The new state dict and a report. With a segmentation or classification head the names are those of
         `SegformerForSemanticSegmentation` or `SegformerForImageClassification`, otherwise those of `SegformerModel`.
 
     Raises:
-        ValueError: The layout is unknown or another one, names are left over or missing, shapes do not make a SegFormer or
+        ValueError: The layout is unknown or another one, names are left over or missing, shapes make no SegFormer or
             contradict `config`, or weights are not finite.
     """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if strangers := [name for name, tensor in state_dict.items() if not isinstance(tensor, torch.Tensor)]:
+        raise ValueError(f"state_dict must hold tensors only, these are none: {listed(map(str, strangers))}")
     detected = detect_layout(state_dict, ema)
     if layout not in (None, detected.layout):
         raise ValueError(f"layout {layout!r} was asked for, but the names are those of {detected.layout!r}")
     report = ConversionReport(source=detected.layout, target="hf4", wrapper=detected.wrapper)
     mine = _own_entries(state_dict, detected, drop, report)
     converted = _to_ours(mine, LAYOUTS[detected.layout], report)
-    describe(converted, report, config or {})
-    check_state_dict(converted, report)
+    _describe(converted, report, config or {})
+    _check_complete(converted, report)
     return converted, report
 
 
@@ -422,7 +147,12 @@ def export_state_dict(
     if seen.head not in LAYOUTS[layout].heads:
         raise ValueError(f"{LAYOUTS[layout].title} has no head such as this model's: {HEADS[seen.head]}")
     report = ConversionReport(
-        source="hf4", target=layout, variant=seen.variant, head=seen.head, dtype=seen.dtype, architecture=seen.architecture
+        source="hf4",
+        target=layout,
+        variant=seen.variant,
+        head=seen.head,
+        dtype=seen.dtype,
+        architecture=seen.architecture,
     )
     return _to_theirs(state_dict, LAYOUTS[layout], report), report
 
@@ -448,26 +178,26 @@ def _own_entries(
         else:
             outside.append(name)
     if outside:
-        raise ValueError(f"names without the prefix {wrapper!r} of the others: {_listed(outside)}")
+        raise ValueError(f"names without the prefix {wrapper!r} of the others: {listed(outside)}")
     return mine
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(template: str) -> re.Pattern:
     parts = re.split(r"\{(\w)\}", template)
-    return re.compile("".join(_PLACEHOLDERS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
+    return re.compile("".join(PLACEHOLDERS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
+
+
+def _stage(match: re.Match, stages: int) -> int:
+    found = match.groupdict()
+    if "n" in found:
+        return int(found["n"]) - 1
+    return stages - 1 - int(found["r"]) if "r" in found else int(found.get("s", 0))
 
 
 def _fill(template: str, match: re.Match, stages: int) -> str:
     """`template` with the stage, layer and tensor of `match`."""
-    found = match.groupdict()
-    stage = 0
-    if "s" in found:
-        stage = int(found["s"])
-    elif "n" in found:
-        stage = int(found["n"]) - 1
-    elif "r" in found:
-        stage = stages - 1 - int(found["r"])
+    found, stage = match.groupdict(), _stage(match, stages)
     return template.format(s=stage, n=stage + 1, r=stages - 1 - stage, l=found.get("l"), t=found.get("t"))
 
 
@@ -481,23 +211,27 @@ def _targets(ours: str | Split) -> tuple[str, ...]:
 
 def _to_ours(state_dict: dict[str, torch.Tensor], layout: Layout, report: ConversionReport) -> dict[str, torch.Tensor]:
     prefix = layout.prefix if layout.prefix + layout.signature in state_dict else ""
-    rows = [(_pattern(theirs), ours) for theirs, ours in _rows(layout.encoder, prefix) + _rows(layout.head, "")]
-    first = _pattern(prefix + next(theirs for theirs in layout.encoder if theirs.endswith("proj.{t}")))
-    stages = sum(1 for name in state_dict if name.endswith("weight") and first.fullmatch(name))
-    moves, unmapped = [], []
+    encoder = [(_pattern(theirs), ours) for theirs, ours in _rows(layout.encoder, prefix)]
+    rows = encoder + [(_pattern(theirs), ours) for theirs, ours in _rows(layout.head, "")]
+    found = {}
     for name in state_dict:
-        match, ours = next(((m, ours) for pattern, ours in rows if (m := pattern.fullmatch(name))), (None, None))
-        if match is None:
-            unmapped.append(name)
-        else:
-            moves.append((name, [_fill(target, match, stages) for target in _targets(ours)], type(ours)))
-    if unmapped:
-        hint = "merge the adapter first" if any("lora_" in name for name in unmapped) else "--drop leaves out by prefix"
-        raise ValueError(f"{layout.title}: no place for {_listed(unmapped)} ({hint})")
+        found[name] = next(((match, ours) for pattern, ours in rows if (match := pattern.fullmatch(name))), None)
+    if unmapped := [name for name, row in found.items() if row is None]:
+        hint = (
+            "merge the adapter first" if any("lora_" in name for name in unmapped) else "--drop leaves out by prefix"
+        )
+        raise ValueError(f"{layout.title}: no place for {listed(unmapped)} ({hint})")
+    stages = len({_stage(match, 0) for match, _ in found.values() if any(match.re is row[0] for row in encoder)})
+    moves = []
+    for name, (match, ours) in found.items():
+        moves.append((name, [_fill(target, match, stages) for target in _targets(ours)], type(ours)))
     has_head = any(not target.startswith("encoder.") for _, targets, _ in moves for target in targets)
     converted: dict[str, torch.Tensor] = {}
     for name, targets, change in moves:
-        targets = ["segformer." + target if has_head and target.startswith("encoder.") else target for target in targets]
+        targets = [
+            "segformer." + target if has_head and target.startswith("encoder.") else target for target in targets
+        ]
+        change = str if state_dict[name].ndim < 2 and change is not Split else change
         report.record([name], targets, change)
         converted.update(zip(targets, _take_apart(name, state_dict[name], change, len(targets), stages), strict=True))
     return converted
@@ -509,11 +243,11 @@ def _take_apart(name: str, tensor: torch.Tensor, change: type, parts: int, stage
         if tensor.ndim == 0 or tensor.shape[0] % parts:
             raise ValueError(f"{name} must have rows for {parts} matrices, its shape is {tuple(tensor.shape)}")
         return [part.clone() for part in tensor.chunk(parts)]
-    if change is Squeeze and tensor.ndim > 1:
+    if change is Squeeze:
         if tensor.shape[2:] != (1, 1):
             raise ValueError(f"{name} must be a 1x1 convolution, its shape is {tuple(tensor.shape)}")
         return [tensor.flatten(1)]
-    if change is Reverse and tensor.ndim > 1:
+    if change is Reverse:
         if tensor.shape[1] % max(stages, 1):
             raise ValueError(f"{name} must have columns for {stages} stages, its shape is {tuple(tensor.shape)}")
         return [_reversed_stages(tensor, stages)]
@@ -524,13 +258,17 @@ def _reversed_stages(weight: torch.Tensor, stages: int) -> torch.Tensor:
     return torch.cat(weight.chunk(stages, dim=1)[::-1], dim=1)
 
 
-def _to_theirs(state_dict: dict[str, torch.Tensor], layout: Layout, report: ConversionReport) -> dict[str, torch.Tensor]:
+def _to_theirs(
+    state_dict: dict[str, torch.Tensor], layout: Layout, report: ConversionReport
+) -> dict[str, torch.Tensor]:
     prefix = "" if report.head in layout.unprefixed else layout.prefix
     stages = report.architecture["num_encoder_blocks"]
     ours_prefix = "" if report.head == "none" else "segformer."
     converted: dict[str, torch.Tensor] = {}
     pending = dict(state_dict)
-    rows = [(*row, ours_prefix) for row in _rows(layout.encoder, prefix)] + [(*row, "") for row in _rows(layout.head, "")]
+    rows = [(*row, ours_prefix) for row in _rows(layout.encoder, prefix)] + [
+        (*row, "") for row in _rows(layout.head, "")
+    ]
     for theirs, ours, before in rows:
         first, *others = [before + target for target in _targets(ours)]
         for name in list(pending):
@@ -539,20 +277,164 @@ def _to_theirs(state_dict: dict[str, torch.Tensor], layout: Layout, report: Conv
             sources = [name, *(_fill(other, match, stages) for other in others)]
             target = _fill(theirs, match, stages)
             tensors = [pending.pop(source) for source in sources]
-            converted[target] = _put_together(tensors, type(ours), stages, target)
-            report.record(sources, [target], type(ours))
+            change = str if tensors[0].ndim < 2 and len(tensors) == 1 else type(ours)
+            converted[target] = _put_together(tensors, change, stages)
+            report.record(sources, [target], change)
     if pending:
-        raise ValueError(f"{layout.title} has no place for {_listed(pending)}")
+        raise ValueError(f"{layout.title} has no place for {listed(pending)}")
     return converted
 
 
-def _put_together(tensors: list[torch.Tensor], change: type, stages: int, target: str) -> torch.Tensor:
+def _put_together(tensors: list[torch.Tensor], change: type, stages: int) -> torch.Tensor:
     """Tensors of ours as the one tensor of theirs."""
     if change is Split:
         return torch.cat(tensors)
     tensor = tensors[0]
-    if change is Squeeze and tensor.ndim > 1:
+    if change is Squeeze:
         return tensor[:, :, None, None]
-    if change is Reverse and tensor.ndim > 1:
+    if change is Reverse:
         return _reversed_stages(tensor, stages)
     return tensor
+
+
+def _describe(converted: Mapping[str, torch.Tensor], report: ConversionReport, config: Mapping[str, Any]) -> None:
+    """Fill in what the network is; raises if the names lack what tells its size."""
+    report.head = _head_of(converted)
+    source = LAYOUTS[report.source]
+    if report.head not in source.heads:
+        raise ValueError(f"{source.title} has no head such as this one: {HEADS[report.head]}")
+    fields = _shown_by_shapes(converted, report)
+    for name, value in fields.items():
+        given = config.get(name, value)
+        if (list(given) if isinstance(given, (list, tuple)) else given) != value:
+            raise ValueError(f"the configuration has {name}={given}, the weights have {value}")
+    for variant, sizes in VARIANTS.items():
+        if all(list(sizes[name]) == fields[name] for name in ("hidden_sizes", "depths")):
+            report.variant = variant
+            if report.head in ("none", "classification"):
+                fields["decoder_hidden_size"] = config.get("decoder_hidden_size", sizes["decoder_hidden_size"])
+    fields["strides"] = list(config.get("strides", [(size + 1) // 2 for size in fields["patch_sizes"]]))
+    fields["num_attention_heads"] = _attention_heads(fields["hidden_sizes"], config, report)
+    report.architecture = {**source.numerics, **fields}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in converted.values() if tensor.is_floating_point()}
+    report.dtype = " and ".join(sorted(dtypes))
+
+
+def _head_of(converted: Mapping[str, torch.Tensor]) -> str:
+    if any(re.fullmatch(r"decode_head\.linear_c\.\d+\.batch_norm\.\w+", name) for name in converted):
+        return "conv"
+    if any(name.startswith("decode_head.") for name in converted):
+        return "mlp"
+    return "classification" if "classifier.weight" in converted else "none"
+
+
+def _shown_by_shapes(converted: Mapping[str, torch.Tensor], report: ConversionReport) -> dict[str, Any]:
+    encoder = "encoder." if report.head == "none" else "segformer.encoder."
+
+    def shape(name: str, ndim: int) -> torch.Size:
+        if name not in converted:
+            raise ValueError(f"missing: {_their_name(name, report)}")
+        if converted[name].ndim != ndim:
+            found = tuple(converted[name].shape)
+            raise ValueError(f"{_their_name(name, report)} must have {ndim} dimensions, its shape is {found}")
+        return converted[name].shape
+
+    # Stages and layers are counted, not taken from the highest number, so that a gap is found.
+    stages = len({match["s"] for name in converted if (match := _STAGE.search(name))})
+    layers = {(int(match["s"]), match["l"]) for name in converted if (match := _LAYER.search(name))}
+    reduced = {int(match["s"]) for name in converted if (match := _REDUCTION.search(name))}
+    projections = [shape(f"{encoder}patch_embeddings.{stage}.proj.weight", 4) for stage in range(stages)]
+    widths = [shape(f"{encoder}block.{stage}.0.mlp.dense1.weight", 2)[0] for stage in range(stages)]
+    reductions = [f"{encoder}block.{stage}.0.attention.self.sr.weight" for stage in range(stages)]
+    fields: dict[str, Any] = {
+        "num_channels": projections[0][1],
+        "num_encoder_blocks": stages,
+        "depths": [sum(1 for other, _ in layers if other == stage) for stage in range(stages)],
+        "hidden_sizes": [projection[0] for projection in projections],
+        "patch_sizes": [projection[2] for projection in projections],
+        "sr_ratios": [shape(name, 4)[2] if stage in reduced else 1 for stage, name in enumerate(reductions)],
+        "mlp_ratios": [width // max(projection[0], 1) for width, projection in zip(widths, projections, strict=True)],
+    }
+    if report.head in ("mlp", "conv"):
+        width = shape("decode_head.linear_fuse.weight", 4)[0]
+        fields["num_labels"] = shape("decode_head.classifier.weight", 4)[0]
+        fields["decoder_hidden_size"] = width if report.head == "mlp" else None
+        fields["conv_decoder_hidden_size"] = width if report.head == "conv" else None
+    elif report.head == "classification":
+        fields["num_labels"] = shape("classifier.weight", 2)[0]
+    return fields
+
+
+_STAGE = re.compile(r"\bencoder\.(?:patch_embeddings|block|layer_norm)\.(?P<s>\d+)\.")
+_LAYER = re.compile(r"\bencoder\.block\.(?P<s>\d+)\.(?P<l>\d+)\.")
+_REDUCTION = re.compile(r"\bencoder\.block\.(?P<s>\d+)\.\d+\.attention\.self\.(?:sr|layer_norm)\.")
+
+
+def _attention_heads(hidden_sizes: list[int], config: Mapping[str, Any], report: ConversionReport) -> list[int]:
+    if "num_attention_heads" in config:
+        return list(config["num_attention_heads"])
+    fits = len(hidden_sizes) == len(_PUBLISHED_HEADS)
+    if not fits or any(width % heads for width, heads in zip(hidden_sizes, _PUBLISHED_HEADS, strict=True)):
+        raise ValueError(
+            f"weights do not show num_attention_heads, and the published {_PUBLISHED_HEADS} do not fit the widths "
+            f"{hidden_sizes}: give it in the configuration"
+        )
+    if report.variant is None:
+        report.notes.append(f"weights do not show num_attention_heads: {_PUBLISHED_HEADS} is assumed")
+    return list(_PUBLISHED_HEADS)
+
+
+def _their_name(name: str, report: ConversionReport) -> str:
+    """What the source calls our tensor `name`; for error messages."""
+    layout, inner = LAYOUTS[report.source], name.removeprefix("segformer.")
+    prefix = "" if report.head in layout.unprefixed else layout.prefix
+    for theirs, ours in _rows(layout.encoder, prefix) + _rows(layout.head, ""):
+        for target in _targets(ours):
+            if match := _pattern(target).fullmatch(inner):
+                return report.wrapper + _fill(theirs, match, report.architecture.get("num_encoder_blocks", 4))
+    return name
+
+
+def model_class_for(head: str) -> type[torch.nn.Module]:
+    """Class of this package whose state dict has the names of a converted one.
+
+    Args:
+        head: Key of `HEADS`.
+    """
+    from . import modeling_segformer as modeling
+
+    if head == "none":
+        return modeling.SegformerModel
+    if head == "classification":
+        return modeling.SegformerForImageClassification
+    return modeling.SegformerForSemanticSegmentation
+
+
+@lru_cache(maxsize=8)
+def _expected_tensors(head: str, architecture: str) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return model_class_for(head)(SegformerConfig(**json.loads(architecture))).state_dict()
+
+
+def _check_complete(converted: Mapping[str, torch.Tensor], report: ConversionReport) -> None:
+    expected = _expected_tensors(report.head, json.dumps(report.architecture, sort_keys=True))
+    problems = []
+    if missing := sorted({_their_name(name, report) for name in expected if name not in converted}):
+        problems.append(f"missing: {listed(missing)}")
+    if left_over := [_their_name(name, report) for name in converted if name not in expected]:
+        problems.append(f"more than the network has: {listed(left_over)}")
+    shapes = [
+        f"{_their_name(name, report)} {tuple(converted[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in converted and converted[name].shape != tensor.shape
+    ]
+    if shapes:
+        problems.append(f"wrong shapes: {listed(shapes)}")
+    common = [name for name in expected if name in converted]
+    if kinds := [n for n in common if converted[n].is_floating_point() != expected[n].is_floating_point()]:
+        found = [f"{_their_name(name, report)} {converted[name].dtype}" for name in kinds]
+        problems.append(f"wrong types: {listed(found)}")
+    if not problems and (broken := [name for name in common if not bool(converted[name].isfinite().all())]):
+        problems.append(f"values that are not finite: {listed(_their_name(name, report) for name in broken)}")
+    if problems:
+        raise ValueError(f"this is no complete {LAYOUTS[report.source].title} SegFormer; " + "; ".join(problems))

@@ -55,8 +55,8 @@ def _translate_strict_errors(cls: type) -> type:
 class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
     """Configuration of a SegFormer encoder and its heads.
 
-    The fields of `transformers.SegformerConfig` keep their names, defaults and meaning; files written here load there and
-    the other way round. The fields from `conv_decoder_hidden_size` on are additions.
+    The fields of `transformers.SegformerConfig` keep their names, defaults and meaning; files written here load there
+    and the other way round. The fields from `conv_decoder_hidden_size` on are additions.
 
     Args:
         num_channels: Channels of the input image.
@@ -74,19 +74,21 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         classifier_dropout_prob: Dropout probability before the segmentation classifier, in [0, 1).
         initializer_range: Standard deviation of freshly initialised weights.
         drop_path_rate: Stochastic depth of the last layer, in [0, 1); grows linearly from 0 over all layers.
-        layer_norm_eps: Stored in every published file but read by no implementation that wrote them. Inert here too; see
-            `block_norm_eps` and `embed_norm_eps`.
+        layer_norm_eps: Stored in every published file but read by no implementation that wrote them. Inert here too;
+            see `block_norm_eps` and `embed_norm_eps`.
         decoder_hidden_size: Width E of the all-MLP decode head, or None for the convolutional head.
         semantic_loss_ignore_index: Label that takes no part in the loss.
         reshape_last_stage: Whether the last stage is returned as (B, C, H, W) rather than (B, H*W, C).
-        conv_decoder_hidden_size: Width E of mmsegmentation's decode head, where each stage's projection is a 1x1 convolution
-            without bias, BatchNorm and ReLU. Exactly one of `decoder_hidden_size` and `conv_decoder_hidden_size` is set:
-            `transformers` rejects a file whose `decoder_hidden_size` is null, so it can never load such a checkpoint into
-            the other head with random weights.
-        block_norm_eps: Epsilon of the LayerNorms of layers and stages. 1e-5 is what `transformers` computes; checkpoints of
-            NVlabs and mmsegmentation were trained with 1e-6.
-        embed_norm_eps: Epsilon of the LayerNorms after patch embedding and sequence reduction. 1e-5 in `transformers` and
-            NVlabs, 1e-6 in mmsegmentation.
+        conv_decoder_hidden_size: Width E of mmsegmentation's decode head, where each stage's projection is a 1x1
+            convolution without bias, BatchNorm and ReLU. Exactly one of `decoder_hidden_size` and
+            `conv_decoder_hidden_size` is
+            set: `transformers` rejects a file whose `decoder_hidden_size` is null, so it can never load such a
+                checkpoint
+            into the other head with random weights.
+        block_norm_eps: Epsilon of the LayerNorms of layers and stages. 1e-5 is what `transformers` computes;
+            checkpoints of NVlabs and mmsegmentation were trained with 1e-6.
+        embed_norm_eps: Epsilon of the LayerNorms after patch embedding and sequence reduction. 1e-5 in `transformers`
+            and NVlabs, 1e-6 in mmsegmentation.
         classifier_dropout_mode: "element" drops single values before the classifier (`transformers`), "channel" whole
             feature maps (NVlabs, mmsegmentation).
         palette: (R, G, B) colour of each class in 0..255, for pictures; None if the checkpoint has none.
@@ -99,7 +101,8 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
 
     model_type = "segformer"
     attribute_map = {"num_hidden_layers": "num_encoder_blocks"}
-    # Set on configurations read from a file: `from_pretrained(..., num_channels=4)` must know how many the weights have.
+    # Set on configurations read from a file: `from_pretrained(..., num_channels=4)` must know how many the weights
+    # have.
     num_channels_in_file: ClassVar[int | None] = None
 
     num_channels: int = 3
@@ -160,7 +163,9 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             if name.startswith("_") or name in _INERT_HUB_KEYS or hasattr(type(self), name):
                 continue
             if close := difflib.get_close_matches(name, fields, n=1, cutoff=0.8):
-                logger.warning(f"SegformerConfig has no field {name!r}, so it has no effect. Did you mean {close[0]!r}?")
+                logger.warning(
+                    f"SegformerConfig has no field {name!r}, so it has no effect. Did you mean {close[0]!r}?"
+                )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

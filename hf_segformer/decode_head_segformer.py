@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SegFormer's decode heads, evaluated without the concatenated feature map.
 
-Shapes: B batch, C channels of a stage, H W height and width of the feature map at hand, S stages, E decoder width, K classes.
+Shapes: B batch, C channels of a stage, H W height and width of the feature map at hand, S stages, E decoder width, K
+classes.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ def is_untouched(module: nn.Module, expected_class: type[nn.Module]) -> bool:
 def is_plain(module: nn.Module, expected_class: type[nn.Module]) -> bool:
     """Whether computing with `module.weight` gives what calling `module` gives.
 
-    Not so for adapters (LoRA), quantised or parametrised layers, layers with hooks or a replaced `forward`, and weights that
-    are sharded (FSDP, ZeRO-3, DTensor): algebra that reads weights must call such modules instead.
+    Not so for adapters (LoRA), quantised or parametrised layers, layers with hooks or a replaced `forward`, and
+    weights that are sharded (FSDP, ZeRO-3, DTensor): algebra that reads weights must call such modules instead.
 
     Args:
         module: A Linear, Conv2d or BatchNorm2d, or what stands in its place.
@@ -73,11 +74,12 @@ class SegformerConvProjection(nn.Module):
 class SegformerDecodeHead(nn.Module):
     """All-MLP decoder: project each stage, upsample, concatenate, fuse, classify.
 
-    Bilinear upsampling acts on each channel alone and its weights sum to one, so it commutes with the 1x1 convolution that
-    fuses the stages: every stage is projected and fused by one composed matrix at its own resolution, and only the sum exists
-    at the resolution of stage 1. The concatenation (B, S*E, H/4, W/4) of the textbook form is never built. Matrices are
-    composed anew in each forward, which costs next to nothing, so that no change of a weight can be missed. In the
-    convolutional head a ReLU follows each projection; there the fusing matrix alone is applied at the stage's resolution.
+    Bilinear upsampling acts on each channel alone and its weights sum to one, so it commutes with the 1x1 convolution
+    that fuses the stages: every stage is projected and fused by one composed matrix at its own resolution, and only
+    the sum exists at the resolution of stage 1. The concatenation (B, S*E, H/4, W/4) of the textbook form is never
+    built. Matrices are composed anew in each forward, which costs next to nothing, so that no change of a weight can
+    be missed. In the convolutional head a ReLU follows each projection; there the fusing matrix alone is applied at
+    the stage's resolution.
 
     Args:
         config: Configuration; `decoder_hidden_size` or `conv_decoder_hidden_size` chooses the head.
@@ -115,7 +117,9 @@ class SegformerDecodeHead(nn.Module):
     def _fuse_concatenated(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """The textbook form, for a fusing layer that must be called."""
         size = feature_maps[0].shape[1:3]
-        projected = [_upsample(project(tokens), size) for project, tokens in zip(self.linear_c, feature_maps, strict=True)]
+        projected = [
+            _upsample(project(tokens), size) for project, tokens in zip(self.linear_c, feature_maps, strict=True)
+        ]
         return self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
 
     def _fuse_composed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class EvaluationBatches(Dataset):
     """Batches of a split, as network inputs and label maps at their own sizes.
 
-    Batch b always holds the same images, however many processes share the batches: the arithmetic of a batch, and so every
-    label, does not depend on them.
+    Batch b always holds the same images, however many processes share the batches: the arithmetic of a batch, and so
+    every label, does not depend on them.
 
     Args:
         data: Data set.
@@ -70,11 +70,12 @@ def evaluate(
 ) -> ConfusionMatrix:
     """Confusion matrix of a model over a split, each image at the size of its annotation.
 
-    Logits are upsampled bilinearly to the annotation's size in one step. Batches are dealt out to the processes in turn and
-    each image is counted once, so the result does not depend on the number of processes.
+    Logits are upsampled bilinearly to the annotation's size in one step. Batches are dealt out to the processes in
+    turn and each image is counted once, so the result does not depend on the number of processes.
 
     Args:
-        model: Unwrapped segmentation model, on the accelerator's device. Its training mode is restored afterwards.
+        model: Unwrapped segmentation model, on the accelerator's device. Its training mode is restored afterwards; its
+            buffers become those of the main process.
         image_processor: Processor of the model.
         data: Data set with the model's classes.
         accelerator: Gives device, precision and processes. Every process must make this call.
@@ -91,6 +92,7 @@ def evaluate(
     from tqdm.auto import tqdm
 
     check_classes(model, data)
+    _share_buffers(model, accelerator)
     batches = EvaluationBatches(data, image_processor, split, batch_size)
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=num_workers)
@@ -103,8 +105,7 @@ def evaluate(
             for prediction, label in zip(_label_maps(model, pixel_values, labels, accelerator), labels, strict=True):
                 matrix.update(prediction, torch.as_tensor(label).to(accelerator.device))
     model.train(was_training)
-    matrix.reduce(accelerator)
-    return matrix
+    return matrix.reduce(accelerator)
 
 
 def check_classes(model: nn.Module, data: SegmentationData) -> None:
@@ -113,11 +114,20 @@ def check_classes(model: nn.Module, data: SegmentationData) -> None:
     Raises:
         ValueError: The numbers of classes differ.
     """
-    if model.config.num_labels not in (data.num_classes, 1 if data.num_classes == 2 else data.num_classes):
+    # Two classes may be told apart by a single logit.
+    if max(model.config.num_labels, 2) != max(data.num_classes, 2):
         raise ValueError(
-            f"the model has num_labels={model.config.num_labels} but data set {data.name!r} has {data.num_classes} classes: "
-            f"{', '.join(data.class_names[:10])}{', ...' if data.num_classes > 10 else ''}"
+            f"the model has num_labels={model.config.num_labels} but data set {data.name!r} has {data.num_classes} "
+            f"classes: {', '.join(data.class_names[:10])}{', ...' if data.num_classes > 10 else ''}"
         )
+
+
+def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """In training each process gathers batch statistics of its own; the main process has those that will be saved."""
+    from accelerate.utils import broadcast
+
+    for buffer in model.buffers() if accelerator.num_processes > 1 else ():
+        buffer.copy_(broadcast(buffer.clone()))
 
 
 def _label_maps(model, pixel_values: Sequence[torch.Tensor], labels: Sequence[np.ndarray], accelerator):

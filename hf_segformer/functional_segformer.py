@@ -14,7 +14,8 @@ neighbouring points form a cell. Rows of cells are counted from 0 (above the fir
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the second-level cache.
-_BAND_ELEMENTS = 1 << 17
-_SLAB_ELEMENTS = 1 << 19
-# Rows of cells whose labels are decided together, and the most cells of them in one step.
+# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the second-level caches of two
+# cores. No buffer holds more than this share of all scores, however small the image.
+_BAND_ELEMENTS = 1 << 18
+_SLAB_ELEMENTS = 1 << 20
+_LARGEST_SHARE = 1 / 50
+# Rows of cells whose labels are decided together.
 _PRUNED_ROWS = 32
-_PRUNED_CELLS = 2048
 # A device with dear launches takes few large bands instead: an image's rows in this many parts.
 _DEVICE_BANDS = 16
 
@@ -41,6 +43,7 @@ class _Axis(NamedTuple):
     lower: Tensor  # (pixels,) index of the point at or before each pixel
     upper: Tensor  # (pixels,) index of the point after it
     weight: Tensor  # (pixels,) share of the upper point
+    taps: list[tuple[int, int, float]]  # (pixels,) the same three as numbers
     starts: list[int]  # (points + 2,) first pixel of each cell, then the number of pixels
     filled: Tensor  # (points + 1,) whether the cell holds a pixel at all
     members: Tensor  # (patch, points + 1) pixels of each cell, the last one repeated where a cell holds fewer
@@ -58,7 +61,8 @@ def _axis(points: int, pixels: int, dtype: torch.dtype, device: torch.device) ->
     offsets = torch.arange(int(counts.max()), device=device)[:, None]
     members = torch.minimum(starts[:-1] + offsets, (starts[1:] - 1).clamp_(min=0))
     lower, upper = (cell - 1).clamp_(min=0), cell.clamp(max=points - 1)
-    return _Axis(lower, upper, weight, starts.tolist(), counts > 0, members, weight[members])
+    taps = list(zip(lower.tolist(), upper.tolist(), weight.tolist(), strict=True))
+    return _Axis(lower, upper, weight, taps, starts.tolist(), counts > 0, members, weight[members])
 
 
 class _Slab(NamedTuple):
@@ -82,31 +86,31 @@ def _slabs(rows: _Axis, height: int, first: int = 0, last: int | None = None) ->
 def _slab_height(rows: _Axis, classes: int, width: int, device: torch.device) -> int:
     if device.type != "cpu":
         return -(-len(rows.starts) // _DEVICE_BANDS)
-    return min(max(_SLAB_ELEMENTS // (classes * width), 4), 32)
+    row = classes * width
+    return min(max(_elements(_SLAB_ELEMENTS, row * len(rows.taps)) // row, 4), 32)
 
 
-def _widen(points: Tensor, width: int) -> Tensor:
-    """Interpolate along the columns only: (B, K, n, w) to (B, K, n, W), contiguous."""
+def _elements(most: int, scores: int) -> int:
+    return int(min(most, scores * _LARGEST_SHARE))
+
+
+def _widen(points: Tensor, width: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Interpolate along the columns only: (B, K, n, w) to (B, K, n, W)."""
     # On a CPU the channels-last kernel is several times faster than the contiguous one, even with the copies around it.
     if points.is_cpu:
         points = points.contiguous(memory_format=torch.channels_last)
     wide = F.interpolate(points, size=(points.shape[2], width), mode="bilinear", align_corners=False)
-    return _classes_first(wide)
-
-
-def _classes_first(scores: Tensor) -> Tensor:
-    """A contiguous copy of (B, K, n, W)."""
-    if len(scores) != 1 or not scores.is_contiguous(memory_format=torch.channels_last):
-        return scores.clone(memory_format=torch.contiguous_format)
+    if layout == torch.channels_last or len(wide) > 1:
+        return wide.contiguous(memory_format=layout)
     # Written as the transposition of a matrix, for which copying has a fast path.
-    matrix = scores[0].permute(1, 2, 0).flatten(0, 1)
-    return matrix.t().contiguous().view(scores.shape)
+    matrix = wide[0].permute(1, 2, 0).flatten(0, 1)
+    return matrix.t().contiguous().view(wide.shape)
 
 
 def _widen_backward(gradient: Tensor, width: int) -> Tensor:
     """Transpose of `_widen`: (B, K, n, W) to (B, K, n, w)."""
     batch, classes, height, wide = gradient.shape
-    if gradient.is_cpu and batch == 1:
+    if gradient.is_cpu and batch == 1 and gradient.is_contiguous():
         matrix = gradient.view(classes, -1).t().contiguous()
         gradient = matrix.view(1, height, wide, classes).permute(0, 3, 1, 2)
     return torch.ops.aten.upsample_bilinear2d_backward(
@@ -114,44 +118,45 @@ def _widen_backward(gradient: Tensor, width: int) -> Tensor:
     )
 
 
-def _row_by_row(scores_of_one_row: int, device: torch.device) -> bool:
-    # A scalar weight is fastest, but each row is then a call of its own, which only a long row repays.
-    return device.type == "cpu" and scores_of_one_row >= 1 << 13
-
-
 def _bands(wide: Tensor, rows: _Axis, slab: _Slab) -> Iterator[tuple[slice, Tensor]]:
-    """Scores of a few rows of pixels at a time, (B, K, rows, W), in a buffer that the next band overwrites."""
-    batch, classes, _, width = wide.shape
-    row = batch * classes * width
-    height = max(_BAND_ELEMENTS // row, 1) if wide.device.type == "cpu" else slab.pixels[1] - slab.pixels[0]
-    buffer = wide.new_empty(batch, classes, height, width)
-    lower, upper = rows.lower - slab.points[0], rows.upper - slab.points[0]
+    """Scores of a few rows of pixels at a time, (B, K, R, W), in a buffer that the next band overwrites."""
+    count, first = slab.pixels[1] - slab.pixels[0], slab.points[0]
+    row = wide[:, :, 0].numel()
+    height = min(max(_elements(_BAND_ELEMENTS, row * len(rows.taps)) // row, 1), count) if wide.is_cpu else count
+    buffer = torch.empty_like(wide[:, :, :1].expand(-1, -1, height, -1), memory_format=_layout_of(wide))
     for start in range(*slab.pixels, height):
         band = slice(start, min(start + height, slab.pixels[1]))
         scores = buffer[:, :, : band.stop - start]
-        if _row_by_row(row, wide.device):
-            taps = zip(lower[band].tolist(), upper[band].tolist(), rows.weight[band].tolist(), strict=True)
-            for index, (below, above, weight) in enumerate(taps):
-                torch.lerp(wide[:, :, below], wide[:, :, above], weight, out=scores[:, :, index])
+        if wide.is_cpu:
+            # The rows of pixels between two rows of points share them: no copies, and few calls.
+            for (lower, upper), run in groupby(range(start, band.stop), lambda row: rows.taps[row][:2]):
+                part = list(run)
+                part = slice(part[0], part[-1] + 1)
+                below, above = wide.narrow(2, lower - first, 1), wide.narrow(2, upper - first, 1)
+                out = scores[:, :, part.start - start : part.stop - start]
+                torch.lerp(below, above, rows.weight[part, None], out=out)
         else:
-            below, above = wide.index_select(2, lower[band]), wide.index_select(2, upper[band])
+            below, above = (wide.index_select(2, index[band] - first) for index in (rows.lower, rows.upper))
             torch.lerp(below, above, rows.weight[band, None], out=scores)
         yield band, scores
 
 
 def _bands_backward(wide_gradient: Tensor, gradient: Tensor, rows: _Axis, slab: _Slab, band: slice) -> None:
     """Transpose of `_bands`: add the gradient of one band's scores to that of the rows of points around it."""
-    lower, upper, weight = rows.lower[band] - slab.points[0], rows.upper[band] - slab.points[0], rows.weight[band]
-    if _row_by_row(gradient[:, :, 0].numel(), gradient.device):
-        for index, (below, above, share) in enumerate(
-            zip(lower.tolist(), upper.tolist(), weight.tolist(), strict=True)
-        ):
-            wide_gradient[:, :, below].add_(gradient[:, :, index], alpha=1 - share)
-            wide_gradient[:, :, above].add_(gradient[:, :, index], alpha=share)
+    first = slab.points[0]
+    if wide_gradient.is_cpu:
+        point_rows = wide_gradient.unbind(2)
+        for row, (lower, upper, weight) in zip(gradient.unbind(2), rows.taps[band], strict=True):
+            point_rows[lower - first].add_(row, alpha=1 - weight)
+            point_rows[upper - first].add_(row, alpha=weight)
     else:
-        above = gradient * weight[:, None]
-        wide_gradient.index_add_(2, upper, above)
-        wide_gradient.index_add_(2, lower, gradient - above)
+        share = gradient * rows.weight[band, None]
+        wide_gradient.index_add_(2, rows.upper[band] - first, share)
+        wide_gradient.index_add_(2, rows.lower[band] - first, gradient - share)
+
+
+def _layout_of(scores: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if scores.is_contiguous() else torch.channels_last
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:
@@ -302,17 +307,17 @@ def _label_image(logits: Tensor, rows: _Axis, columns: _Axis, labels: Tensor, co
 
 def _label_slab(logits: Tensor, rows: _Axis, columns: _Axis, slab: _Slab, labels: Tensor) -> bool:
     """Fill a slab of one image's labels (H, W) by the pruned algorithm; False where bands promise to be faster."""
-    scores = _finite_rows(logits, slab.points).contiguous(memory_format=torch.channels_last)
-    winners = _first_argmax(_classes_first(scores), _ranks(logits))[0].long()
+    points = _finite_rows(logits, slab.points)[0].permute(1, 2, 0).contiguous()
+    winners = points.argmax(2)
     y, x = _mixed_cells(winners, rows, columns, slab)
-    points = scores[0].permute(1, 2, 0).contiguous()
     if not _pruning_pays(points, y, x, slab, labels.shape[1]):
         return False
     band = slice(*slab.pixels)
     below = rows.lower[band] - slab.points[0]
     nearest = winners.gather(1, columns.lower.expand(len(winners), -1))
     torch.index_select(nearest, 0, below, out=labels[band])
-    step = max(min(_PRUNED_CELLS, _SLAB_ELEMENTS // (4 * points.shape[2])), 1)
+    classes = points.shape[2]
+    step = max(_elements(_SLAB_ELEMENTS // 2, classes * labels.numel()) // (4 * classes), 1)
     for start in range(0, len(y), step):
         y_part, x_part = y[start : start + step], x[start : start + step]
         order, patch = _best_classes(
@@ -360,16 +365,17 @@ def _pruning_pays(points: Tensor, y: Tensor, x: Tensor, slab: _Slab, width: int)
     """Whether scoring the candidates of the mixed cells promises to be faster than scoring every class everywhere."""
     if not len(y):
         return True
-    cells = (slab.cells[1] - slab.cells[0]) * (points.shape[1] + 1)
-    pixels, classes = (slab.pixels[1] - slab.pixels[0]) * width / cells, points.shape[2]
-    # Nanoseconds on one core: per score in a band; per corner set and class, per pixel written, per candidate's score.
-    bands = 0.75 * classes * pixels * cells
-    least = len(y) * (6 * classes + pixels * 3.5)
-    if least > bands:
+    classes, cells = points.shape[2], (slab.cells[1] - slab.cells[0]) * (points.shape[1] + 1)
+    pixels = (slab.pixels[1] - slab.pixels[0]) * width / cells
+    # Nanoseconds, fitted on one core. Bands: for each class, per pixel, and per pixel column of the row of points.
+    # Pruning: for each mixed cell, itself, per class to find its candidates, and per candidate with its pixels.
+    bands = cells * classes * (0.6 * pixels + 4.3 * pixels**0.5)
+    search = len(y) * (230 + 10 * classes)
+    if search > bands:
         return False
     step = max(len(y) // 64, 1)
     candidates = _candidates(_corners(points, y[::step], x[::step], slab)).sum(1, dtype=torch.float32).mean()
-    return least + len(y) * pixels * 0.7 * float(candidates) < bands
+    return search + len(y) * float(candidates) * (85 + 1.35 * pixels) < bands
 
 
 def _best_classes(corners: Tensor, y_weight: Tensor, x_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -530,52 +536,75 @@ def _cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Tensor | None, gradient: Tensor | None
 ) -> Tensor:
     """Sum of the losses; its gradient with respect to the logits is added to `gradient`."""
-    dtype = _compute_dtype(logits)
+    dtype, width = _compute_dtype(logits), labels.shape[2]
     rows = _axis(logits.shape[2], labels.shape[1], dtype, logits.device)
-    # One image at a time is enough work for a CPU and halves its buffers.
-    step = 1 if logits.device.type == "cpu" else max(len(logits), 1)
-    height = _slab_height(rows, logits.shape[1], labels.shape[2], logits.device)
-    losses = [torch.zeros((), dtype=dtype, device=logits.device)]
+    height = _slab_height(rows, logits.shape[1], width, logits.device)
+    # The CPU's softmax wants many classes innermost and few outermost.
+    last = logits.is_cpu and logits.shape[1] >= 32
+    layout = torch.channels_last if last else torch.contiguous_format
+    # One image at a time is enough work for a CPU and keeps its buffers small.
+    step = 1 if logits.is_cpu else max(len(logits), 1)
+    total = torch.zeros((), dtype=dtype, device=logits.device)
     for index in range(0, len(logits), step):
         images = slice(index, index + step)
         for slab in _slabs(rows, height):
-            points = slice(*slab.points)
-            wide = _widen(logits[images, :, points].to(dtype), labels.shape[2])
-            wide_gradient = None if gradient is None else torch.zeros_like(wide)
-            for band, scores in _bands(wide, rows, slab):
-                target = labels[images, band]
-                valid = _valid(target, logits.shape[1], ignore_index)
-                weights = _pixel_weights(target, valid, class_weights, dtype)
-                loss, scores_gradient = _band_loss(scores, target * valid, weights, gradient is not None)
-                losses.append(loss)
-                if wide_gradient is not None:
-                    _bands_backward(wide_gradient, scores_gradient, rows, slab, band)
-            if wide_gradient is not None:
+            points, pixels = slice(*slab.points), slice(*slab.pixels)
+            target = labels[images, pixels]
+            valid = _valid(target, logits.shape[1], ignore_index)
+            weights = _pixel_weights(target, valid, class_weights, dtype)
+            target = (target * valid)[:, None]
+            wide = _widen(logits[images, :, points].to(dtype), width, layout)
+            if gradient is None:
+                losses = _slab_losses(wide, rows, slab, target)
+            else:
+                losses, wide_gradient = _slab_losses_and_gradient(wide, rows, slab, target, weights)
                 gradient[images, :, points] += _widen_backward(wide_gradient, logits.shape[3])
-    return torch.stack(losses).sum()
+            total += (losses[:, 0] * weights).sum()
+    return total
 
 
-def _band_loss(
-    scores: Tensor, target: Tensor, weights: Tensor, need_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Weighted sum of the losses of scores (B, K, R, W) at target (B, R, W), and its gradient with respect to them."""
-    target = target[:, None]
-    if scores.shape[1] == 1:
-        losses = F.binary_cross_entropy_with_logits(scores, target.to(scores.dtype), reduction="none")
-        gradient = scores.sigmoid().sub_(target) if need_gradient else None
-    elif need_gradient:
-        gradient = torch.softmax(scores, 1)
-        chosen = gradient.gather(1, target)
-        losses = -chosen.log()
-        if not scores.is_cpu or float(chosen.min()) < torch.finfo(scores.dtype).tiny:
-            # The probability has underflowed; its logarithm has not. (Elsewhere looking would cost a wait.)
-            losses = -torch.log_softmax(scores, 1).gather(1, target)
-        gradient.scatter_(1, target, chosen - 1)
-    else:
-        losses, gradient = -torch.log_softmax(scores, 1).gather(1, target), None
-    if gradient is not None:
-        gradient *= weights[:, None]
-    return (losses[:, 0] * weights).sum(), gradient
+def _slab_losses(wide: Tensor, rows: _Axis, slab: _Slab, target: Tensor) -> Tensor:
+    """Losses (B, 1, R, W) of a slab's R rows of pixels with the given target (B, 1, R, W)."""
+    losses = torch.empty_like(target, dtype=wide.dtype)
+    for band, scores in _bands(wide, rows, slab):
+        part = slice(band.start - slab.pixels[0], band.stop - slab.pixels[0])
+        if scores.shape[1] == 1:
+            wanted = target[:, :, part].to(scores.dtype)
+            losses[:, :, part] = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
+        else:
+            losses[:, :, part] = -_over_classes(torch.log_softmax, scores).gather(1, target[:, :, part])
+    return losses
+
+
+def _slab_losses_and_gradient(
+    wide: Tensor, rows: _Axis, slab: _Slab, target: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_slab_losses`, and the gradient of their weighted sum with respect to `wide`."""
+    wide_gradient, chosen = torch.zeros_like(wide), torch.empty_like(target, dtype=wide.dtype)
+    for band, scores in _bands(wide, rows, slab):
+        part = slice(band.start - slab.pixels[0], band.stop - slab.pixels[0])
+        wanted = target[:, :, part]
+        if scores.shape[1] == 1:
+            gradient = scores.sigmoid().sub_(wanted)
+        else:
+            gradient = _over_classes(torch.softmax, scores)
+            probability = gradient.gather(1, wanted)
+            chosen[:, :, part] = probability
+            gradient.scatter_(1, wanted, probability - 1)
+        gradient *= weights[:, None, part]
+        _bands_backward(wide_gradient, gradient, rows, slab, band)
+    # The logarithm of a probability that has underflowed needs the scores again. (On other devices, looking would mean
+    # waiting for them.)
+    if wide.shape[1] == 1 or not wide.is_cpu or float(chosen.min()) < torch.finfo(wide.dtype).tiny:
+        return _slab_losses(wide, rows, slab, target), wide_gradient
+    return chosen.log_().neg_(), wide_gradient
+
+
+def _over_classes(function: Callable[..., Tensor], scores: Tensor) -> Tensor:
+    """Apply softmax or log_softmax along dimension 1 without changing the layout (it would copy to contiguous)."""
+    if scores.is_contiguous():
+        return function(scores, 1)
+    return function(scores.permute(0, 2, 3, 1), 3).permute(0, 3, 1, 2)
 
 
 def _valid(labels: Tensor, classes: int, ignore_index: int) -> Tensor:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import time
@@ -18,10 +17,8 @@ import torch
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
-    EvalResult,
     HfApi,
     ModelCard,
-    ModelCardData,
     constants,
     get_session,
 )
@@ -31,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import modeling_segformer
 from .configuration_segformer import SegformerConfig
+from .model_card import model_card, replace_example
 
 try:
     import httpx2 as httpx
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+__all__ = ["PushError", "check_folder", "folder_license", "model_card", "push_folder", "write_code"]
+
 _AUTO_CLASSES = {
     "AutoModel": "SegformerModel",
     "AutoModelForSemanticSegmentation": "SegformerForSemanticSegmentation",
@@ -49,19 +49,8 @@ _AUTO_CLASSES = {
     "AutoBackbone": "SegformerBackbone",
 }
 # Everything else (saved states, logs, optimizer and pickle files, hidden and temporary files) stays at home.
-_PUSHED = (
-    "*.json",
-    "*.safetensors",
-    "*.md",
-    "*.txt",
-    "*.png",
-    "*.jpg",
-    "*.jpeg",
-    "LICENSE*",
-    "NOTICE*",
-    "onnx/*.onnx",
-)
-_PUSHED += ("overlays/*.png", "overlays/*.jpg", "overlays/*.jpeg")
+_PUSHED = ("*.json", "*.safetensors", "*.md", "*.txt", "*.png", "*.jpg", "*.jpeg", "LICENSE*", "NOTICE*")
+_PUSHED += ("overlays/*.png", "overlays/*.jpg", "overlays/*.jpeg", "onnx/*.onnx")
 _KEPT_HOME = {"trainer_state.json"}
 # Weights that `from_pretrained` could take instead of the pushed ones.
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -87,21 +76,20 @@ def check_folder(folder: str | os.PathLike) -> SegformerConfig:
         The configuration.
 
     Raises:
-        ValueError: A file is missing, unreadable, or does not fit the others, or a weight is not finite; names the file.
+        ValueError: A file is missing, unreadable or at odds with the configuration, or a weight is not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"folder must be a model folder, got {folder}, which is none")
     config_file, processor_file = folder / "config.json", folder / "preprocessor_config.json"
     fields, processor = _read_json(config_file), _read_json(processor_file)
-    if fields.get("model_type") != SegformerConfig.model_type:
+    if (model_type := fields.get("model_type")) != SegformerConfig.model_type:
+        raise ValueError(f"model_type must be {SegformerConfig.model_type!r} in {config_file}, got {model_type!r}")
+    processor_type = processor.get("image_processor_type") or processor.get("feature_extractor_type")
+    if not str(processor_type).startswith("Segformer"):
         raise ValueError(
-            f"model_type must be {SegformerConfig.model_type!r} in {config_file}, got {fields.get('model_type')!r}"
+            f"image_processor_type must be 'SegformerImageProcessor' in {processor_file}, got {processor_type!r}"
         )
-    if not str(processor.get("image_processor_type") or processor.get("feature_extractor_type")).startswith(
-        "Segformer"
-    ):
-        raise ValueError(f"image_processor_type must be 'SegformerImageProcessor' in {processor_file}")
     config = SegformerConfig.from_pretrained(folder)
     if (config.architectures or [None])[0] not in _AUTO_CLASSES.values():
         names = sorted(_AUTO_CLASSES.values())
@@ -224,34 +212,34 @@ def _read_card(path: Path) -> ModelCard:
         raise ValueError(f"the metadata of {path} cannot be read: {error}") from error
 
 
-def _card_for_push(
-    folder: Path, contents, config, repo_id: str, with_code: bool, dataset: str | None, licenses
-) -> str:
-    """README.md with the licence and the example of the repository; a new one where the folder has none."""
-    path = folder / "README.md"
-    if not path.exists():
-        metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None
-        table = folder / "per_class_iou.txt"
-        picture = next((name for name in contents if name.startswith("overlays/")), None)
-        text = table.read_text(encoding="utf-8").rstrip() if table.exists() else None
-        card = ModelCard(
-            model_card(repo_id, dataset, metrics, text, picture=picture, config=config, with_code=with_code)
+def _new_card(folder: Path, contents: dict[str, Path | bytes], repo_id: str, **options) -> ModelCard:
+    """Card of a folder without README.md, from the other files that training and evaluation leave there."""
+    metrics_file, table_file = folder / "metrics.json", folder / "per_class_iou.txt"
+    return ModelCard(
+        model_card(
+            repo_id,
+            metrics=_read_json(metrics_file) if metrics_file.exists() else None,
+            class_table=table_file.read_text(encoding="utf-8").rstrip() if table_file.exists() else None,
+            picture=next((name for name in sorted(contents) if name.startswith("overlays/")), None),
+            **options,
         )
-    else:
-        card = _read_card(path)
-    for name, value in licenses.items():
+    )
+
+
+def _state_license(card: ModelCard, path: Path, fields: dict[str, str | None]) -> None:
+    for name, value in fields.items():
         if value is not None:
             card.data[name] = value
     if card.data.license in (None, "unknown"):
         raise ValueError(f"license of the weights is unknown: state it in {path}, or pass license (--license)")
     if card.data.license == "other" and not (card.data.license_name or card.data.license_link):
         raise ValueError(f"license 'other' needs license_name or license_link, in {path} or as arguments")
-    use = re.compile(f"{re.escape(_USE_BEGIN)}.*?{re.escape(_USE_END)}", re.DOTALL)
-    text = use.sub(lambda _: _use_section(repo_id, config, with_code), str(card))
-    for shown in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text):
+
+
+def _check_pictures(card: str, path: Path, contents: dict[str, Path | bytes]) -> None:
+    for shown in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", card):
         if "://" not in shown and shown.removeprefix("./") not in contents:
             raise ValueError(f"{path} shows {shown}, which is not among the files to push")
-    return text
 
 
 def _find_files(folder: Path) -> dict[str, Path]:
@@ -301,10 +289,10 @@ def push_folder(
 ) -> CommitInfo:
     """Push a model folder to the Hub as one commit.
 
-    Weights, configuration, processor, model card, metrics and pictures are pushed; saved states, logs, pickles and temporary
-    files are not. Weights in the repository that the folder does not have are deleted in the same commit, so that
-    `from_pretrained` cannot find them first. The folder is checked before anything is sent, and is not changed. Failures
-    that may pass (429, 5xx, a lost connection) are tried again for a bounded time.
+    Weights, configuration, processor, model card, metrics and pictures are pushed; saved states, logs, pickles and
+    temporary files are not. Weights in the repository that the folder does not have are deleted in the same commit, so
+    that `from_pretrained` cannot find them first. The folder is checked before anything is sent, and is not changed.
+    Failures that may pass (429, 5xx, a lost connection) are tried again for a bounded time.
 
     Args:
         folder: Model folder, see `check_folder`.
@@ -319,7 +307,7 @@ def push_folder(
         dataset: Name of the data set of metrics.json, where the folder has no README.md.
         image: Picture to segment for the model card of a folder that has no README.md.
         commit_message: First line of the commit message.
-        parent_commit: Refuse if the branch has moved on from this commit; by default from what it is when the push begins.
+        parent_commit: Refuse if the branch has moved on from this commit; by default its head when the push begins.
         token: Access token; by default the one of `hf auth login` or `HF_TOKEN`.
 
     Returns:
@@ -330,25 +318,28 @@ def push_folder(
         PushError: The Hub refused, or did not answer.
     """
     folder = Path(folder)
-    config = check_folder(folder)
+    config, readme = check_folder(folder), folder / "README.md"
     contents: dict[str, Path | bytes] = _find_files(folder)
-    if (
-        image is not None
-        and not (folder / "README.md").exists()
-        and _head(config) == "SegformerForSemanticSegmentation"
-    ):
+    if image is not None:
+        if readme.exists() or config.architectures != ["SegformerForSemanticSegmentation"]:
+            raise ValueError(f"image is for segmentation models without README.md, got {image} for {folder}")
         contents["overlays/example.png"] = _draw_overlay(folder, image)
+    if readme.exists():
+        card = _read_card(readme)
+    else:
+        card = _new_card(folder, contents, repo_id, dataset=dataset, config=config)
+    _state_license(card, readme, {"license": license, "license_name": license_name, "license_link": license_link})
+    _check_pictures(str(card), readme, contents)
     contents = _with_auto_maps(contents, with_code)
-    licenses = {"license": license, "license_name": license_name, "license_link": license_link}
-    card = _card_for_push(folder, contents, config, repo_id, with_code, dataset, licenses)
     api = HfApi(token=token)
     with _explained(repo_id):
-        user = _retried(api.whoami)["name"]
-        full_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
-        contents["README.md"] = card.replace(f'"{repo_id}"', f'"{full_id}"').encode()
-        _validate_card(api, contents["README.md"].decode())
-        _prepare_repository(api, full_id, private, None if create_pr else revision)
-        return _commit(api, full_id, contents, revision, create_pr, commit_message, parent_commit)
+        if "/" not in repo_id:
+            repo_id = f"{_retried(api.whoami)['name']}/{repo_id}"
+        text = replace_example(str(card), repo_id, config, with_code)
+        _validate_card(api, text)
+        _prepare_repository(api, repo_id, private, None if create_pr else revision)
+        contents["README.md"] = text.encode()
+        return _commit(api, repo_id, contents, revision, create_pr, commit_message, parent_commit)
 
 
 def _validate_card(api: HfApi, card: str) -> None:
@@ -377,15 +368,19 @@ def _prepare_repository(api: HfApi, repo_id: str, private: bool, branch: str | N
 def _commit(api, repo_id, contents, revision, create_pr, commit_message, parent_commit) -> CommitInfo:
     def attempt():
         nonlocal parent_commit
-        # Asked for anew each time: if the commit succeeded and only the answer was lost, there is nothing left to change.
+        # All asked for anew each time: if a commit succeeded and only the answer was lost, nothing is left to change.
         info = api.model_info(repo_id, revision=revision)
         parent_commit = parent_commit or info.sha
         old = [file.rfilename for file in info.siblings if _WEIGHT_FILE.fullmatch(file.rfilename)]
         operations = [CommitOperationDelete(name) for name in old if name not in contents]
-        operations += [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        additions = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        try:
+            api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
+        except (HfHubHTTPError, httpx.TransportError) as error:
+            raise RuntimeError("upload failed") from error  # huggingface_hub has repeated these requests itself
         return api.create_commit(
             repo_id,
-            operations,
+            operations + additions,
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
@@ -397,7 +392,7 @@ def _commit(api, repo_id, contents, revision, create_pr, commit_message, parent_
 
 
 def _retried(call: Callable[[], _T], transient: set[int] = _TRANSIENT) -> _T:
-    """Call again after failures that may pass. Uploads are repeated by `huggingface_hub`, commits and other calls are not."""
+    """Call again after failures that may pass: `huggingface_hub` repeats uploads, but neither commits nor the rest."""
     for wait in _RETRY_WAITS:
         try:
             return call()

@@ -2,71 +2,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """SegFormer's image processor: pictures to `pixel_values`, annotations to `labels`, logits to label maps.
 
-With a configuration of the built-in processor the results equal its PIL backend's. The options of the published evaluation
-protocols (`keep_ratio`, `size_divisor`, `antialias=False`) come on top.
+With a configuration of the built-in processor the results equal its PIL backend's. The options of the published
+evaluation protocols (`keep_ratio`, `size_divisor`, `antialias=False`) come on top.
 """
 
-import functools
-import os
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
-from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    ChannelDimension,
-    ImageInput,
-    get_image_size_for_max_height_width,
-    infer_channel_dimension_format,
-)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType, logging
 
 from .functional_segformer import upsample_argmax
-from .resize_segformer import opencv_resize, pillow_resize, resize_nearest, resize_pixels
+from .image_inputs_segformer import Array, flat_images, picture_size, prepare_label_map, prepare_picture
+from .pixel_values_segformer import Size, assembled, compute_labels, compute_pixel_values
+from .resize_segformer import resized_size, rounded_up
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 except ImportError:
     SemanticSegmentationPostProcessorOutput = BatchFeature
 
-logger = logging.get_logger(__name__)
-
-IGNORE_INDEX = 255
-EXIF_ORIENTATION = 0x0112
-Size = tuple[int, int]  # height, width
-Picture = Image.Image | np.ndarray | torch.Tensor  # 8-bit PIL image, or uint8 array, or tensor: both (C, H, W)
-
 
 class SegformerImageProcessorKwargs(ImagesKwargs, total=False):
     """What `SegformerImageProcessor` takes beyond the options of every image processor; see there."""
 
-    do_reduce_labels: bool | None
-    keep_ratio: bool | None
+    do_reduce_labels: bool
+    keep_ratio: bool
     size_divisor: int | None
-    antialias: bool | None
+    antialias: bool
 
 
 class SegformerImageFeatures(BatchFeature):
     """Model inputs (`pixel_values`, `labels`), with the sizes that post-processing needs beside them.
 
-    The sizes are attributes and no keys, so that `model(**features)` gets model inputs only. They survive `.to(...)` and the
-    way through a `DataLoader` worker.
+    The sizes are attributes and no keys, so that `model(**features)` gets model inputs only. They survive `.to(...)`
+    and the way through a `DataLoader` worker.
 
     Attributes:
         image_sizes: (height, width) of every image in `pixel_values`, without its padding.
+        padded_size: (height, width) of all of them with padding; None without padding.
         original_sizes: (height, width) of every image as it came in, upright: the `target_sizes` of post-processing.
     """
 
     image_sizes: list[Size] | None = None
+    padded_size: Size | None = None
     original_sizes: list[Size] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,21 +66,21 @@ class SegformerImageFeatures(BatchFeature):
 class SegformerImageProcessor(PilBackend):
     """Resizes, rescales and normalises images for SegFormer, and turns its logits into label maps.
 
-    Images are PIL images, paths, URLs, numpy arrays or tensors; single, in lists or as a batch. PIL images are turned upright by
-    their EXIF tag and converted to as many channels as `image_mean` has values: grey and palette to RGB, transparency onto
-    white, 16 bits to their upper 8. Arrays with one channel are repeated to three. Everything else about channels is up to
-    `do_convert_rgb`: `True` also composites arrays of four channels onto white, `False` leaves the bands alone. Tensors are
-    processed where they are, with the result that Pillow or OpenCV would give.
+    Images are PIL images, paths, URLs, numpy arrays or tensors; single, in lists or as a batch. PIL images are turned
+    upright by their EXIF tag and converted to as many channels as `image_mean` has values: grey and palette to RGB,
+    transparency onto white, 16 bits to their upper 8. Arrays with one channel are repeated to three. Everything else
+    about channels is up to `do_convert_rgb`: `True` also composites arrays of four channels onto white, `False` leaves
+    the bands alone. Tensors are processed where they are, with the result that Pillow or OpenCV would give.
 
     Args:
         do_resize: Whether to resize.
         size: `{"height", "width"}`, an int for a square, `{"shortest_edge"}`, `{"shortest_edge", "longest_edge"}` or
             `{"max_height", "max_width"}`, in pixels.
         resample: Pillow's filter for images; labels are always resized by the nearest pixel.
-        keep_ratio: Compute the size from shortest and longest edge as mmcv's `imrescale` does, rounding both sides, instead of
-            `transformers`' rule, which truncates: (512, 2048) of the ADE20K protocol.
-        size_divisor: Afterwards round both sides up to a multiple of it by a second resize, as NVlabs' `AlignedResize` and
-            mmseg's `ResizeToMultiple` do. Padding to the largest image of a batch is rounded up likewise.
+        keep_ratio: Compute the size from shortest and longest edge as mmcv's `imrescale` does, rounding both sides,
+            instead of `transformers`' rule, which truncates: (512, 2048) of the ADE20K protocol.
+        size_divisor: Afterwards round both sides up to a multiple of it by a second resize, as NVlabs' `AlignedResize`
+            and mmseg's `ResizeToMultiple` do. Padding to the largest image of a batch is rounded up likewise.
         antialias: `False` resizes as OpenCV does (`INTER_LINEAR`, labels `INTER_NEAREST`), like the published recipes.
         do_rescale: Whether to multiply by `rescale_factor`.
         rescale_factor: Default 1/255.
@@ -112,7 +99,7 @@ class SegformerImageProcessor(PilBackend):
     resample = Image.Resampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"height": 512, "width": 512}  # noqa: RUF012
+    size = {"height": 512, "width": 512}
     default_to_square = True
     crop_size = None
     do_resize = True
@@ -126,13 +113,13 @@ class SegformerImageProcessor(PilBackend):
     antialias = True
 
     def __init__(self, **kwargs: Unpack[SegformerImageProcessorKwargs]):
-        super().__init__(**_current_names(kwargs))
+        super().__init__(**_canonical(kwargs))
         _check_options(SimpleNamespace(**{name: getattr(self, name) for name in self._valid_kwargs_names}))
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a processor from a preprocessor configuration; `kwargs` override its values."""
-        return super().from_dict(_current_names(image_processor_dict), **_current_names(kwargs))
+        return super().from_dict(_canonical(image_processor_dict), **_canonical(kwargs))
 
     def to_dict(self) -> dict[str, Any]:
         """Configuration as saved, without this package's own options where they have their default."""
@@ -151,27 +138,25 @@ class SegformerImageProcessor(PilBackend):
         """Turn images, and segmentation maps if given, into model inputs.
 
         Args:
-            images: One image or several: PIL images, paths, arrays or tensors, (H, W), (H, W, C) or (C, H, W), uint8 in
-                [0, 255] or floating point. As in the built-in processor, floats in [0, 1] are resized with 8-bit precision
-                and need `do_rescale=False`.
-            segmentation_maps: As many maps of label ids, each of its image's size: PIL images of one band (palette indices
-                and 16-bit ids stay as they are), paths, or (H, W) arrays or tensors. The caller's data are not written to.
-            **kwargs: Any option of the processor, for this call; `return_tensors` ("pt", "np" or None for lists); `device`
-                to process on; `input_data_format` for arrays whose channel axis is ambiguous; `data_format` of the result.
+            images: One image or several: PIL images, paths, arrays or tensors, (H, W), (H, W, C) or (C, H, W), uint8
+                in [0, 255] or floating point. As in the built-in processor, floats in [0, 1] are resized with 8-bit
+                precision and need `do_rescale=False`.
+            segmentation_maps: As many maps of label ids, each of its image's size: PIL images of one band (palette
+                indices and 16-bit ids stay as they are), paths, or (H, W) arrays or tensors. The caller's data are not
+                written to.
+            **kwargs: Any option of the processor, for this call; `return_tensors` ("pt", "np" or None for lists);
+                `device` to process on; `input_data_format` for arrays whose channel axis is ambiguous; `data_format`
+                of the result.
 
         Returns:
-            `SegformerImageFeatures` with `pixel_values` (B, C, H, W) float32 and `labels` (B, H, W) int64, and with the
-            attributes `image_sizes` and `original_sizes`.
+            `SegformerImageFeatures` with `pixel_values` (B, C, H, W) float32 and `labels` (B, H, W) int64, and with
+            the attributes `image_sizes` and `original_sizes`.
 
         Raises:
             ValueError: If an option or an input breaks one of these rules.
         """
-        kwargs = _current_names(kwargs)
-        for name in {"image_mean", "image_std"} & kwargs.keys():
-            value = kwargs[name]
-            kwargs[name] = [float(v) for v in value] if isinstance(value, Iterable) else value
         try:
-            return super().preprocess(images, segmentation_maps, **kwargs)
+            return super().preprocess(images, segmentation_maps, **_canonical(kwargs))
         except StrictDataclassFieldValidationError as error:
             raise ValueError(str(error)) from error
 
@@ -183,8 +168,8 @@ class SegformerImageProcessor(PilBackend):
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> SegformerImageFeatures:
         options = SimpleNamespace(**kwargs)
-        pictures = [_picture(image, options) for image in _flat(images, 3, "images")]
-        original_sizes = [_size(picture) for picture in pictures]
+        pictures = [prepare_picture(image, options) for image in flat_images(images, 3, "images")]
+        original_sizes = [picture_size(picture) for picture in pictures]
         steps = [_resize_steps(size, options) for size in original_sizes]
         image_sizes = [step[-1] if step else size for step, size in zip(steps, original_sizes, strict=True)]
         padded = _padded_size(image_sizes, options)
@@ -193,13 +178,13 @@ class SegformerImageProcessor(PilBackend):
                 f"images must have one size to become a tensor, got {sorted(set(image_sizes))} after resizing: "
                 "set do_pad=True, or return_tensors=None for a list"
             )
-        data = {"pixel_values": _pixel_values(pictures, steps, image_sizes, padded, options)}
-        if segmentation_maps is not None:
-            maps = _label_maps(segmentation_maps, original_sizes, options)
-            data["labels"] = [_labels(*pair, padded, options) for pair in zip(maps, steps, strict=True)]
-        data = {name: _assembled(values, options.return_tensors) for name, values in data.items()}
+        maps = None if segmentation_maps is None else _label_maps(segmentation_maps, original_sizes, options)
+        data = {"pixel_values": compute_pixel_values(pictures, steps, padded, options)}
+        if maps is not None:
+            labels = [compute_labels(*pair, padded, options) for pair in zip(maps, steps, strict=True)]
+            data["labels"] = assembled(labels, options.return_tensors)
         features = SegformerImageFeatures(data=data, tensor_type=options.return_tensors)
-        features.image_sizes, features.original_sizes = image_sizes, original_sizes
+        features.image_sizes, features.padded_size, features.original_sizes = image_sizes, padded, original_sizes
         return features
 
     def post_process_semantic_segmentation(
@@ -215,19 +200,20 @@ class SegformerImageProcessor(PilBackend):
         Unless `return_segmentation_scores` is set, the scores of all classes at full size are never held.
 
         Args:
-            outputs: Model output with `logits` (B, K, h, w). One class means binary segmentation: label 1 where the score's
-                sigmoid exceeds 0.5.
-            target_sizes: (height, width) in pixels for every image, as a list or a (B, 2) tensor on any device. Without it
-                the maps keep the size of the logits.
+            outputs: Model output with `logits` (B, K, h, w). One class means binary segmentation: label 1 where the
+                score's sigmoid exceeds 0.5.
+            target_sizes: (height, width) in pixels for every image, as a list or a (B, 2) tensor on any device.
+                Without it the maps keep the size of the logits.
             return_segmentation_scores: Whether to return the (K, height, width) resized scores as well.
             return_confidence: Whether to return the probability of each pixel's label as well.
-            inputs: What the processor returned for these images: where it padded them, the padding's logits are cut off
-                before resizing. Without it, a processor that pads by configuration takes `target_sizes` for the sizes of the
-                original images.
+            inputs: What the processor returned for these images: where it padded them, the padding's logits are cut
+                off before resizing. Without it, a processor that pads by configuration takes `target_sizes` for the
+                sizes of the original images.
 
         Returns:
-            For every image its (height, width) int64 label map; with either flag an output with the fields `segmentation`,
-            `segmentation_scores` (K, height, width) and `confidence` (height, width) float32 in [0, 1], as asked.
+            For every image its (height, width) int64 label map; with either flag an output with the fields
+            `segmentation`, `segmentation_scores` (K, height, width) and `confidence` (height, width) float32 in [0,
+            1], as asked.
 
         Raises:
             ValueError: If there are not as many target sizes, or inputs, as logits.
@@ -250,34 +236,39 @@ class SegformerImageProcessor(PilBackend):
     ) -> list[Size]:
         """Size of each image's logits without padding: what the network gives for the unpadded image."""
         whole = tuple(logits.shape[-2:])
-        image_sizes = getattr(inputs, "image_sizes", None)
-        if image_sizes is not None:
-            padded = tuple(inputs["pixel_values"][0].shape[-2:])
-        elif self.do_pad and None not in target_sizes:
+        image_sizes, padded = getattr(inputs, "image_sizes", None), getattr(inputs, "padded_size", None)
+        if image_sizes is None and self.do_pad and None not in target_sizes:
             image_sizes = [(_resize_steps(size, self) or [size])[-1] for size in target_sizes]
             padded = _padded_size(image_sizes, self)
-        else:
+        if padded is None:
             return [whole] * len(logits)
         if len(image_sizes) != len(logits):
-            raise ValueError(f"inputs must be those of the logits: got {len(image_sizes)} inputs, {len(logits)} logits")
+            raise ValueError(
+                f"inputs must be those of the logits: got {len(image_sizes)} inputs, {len(logits)} logits"
+            )
         stride = [-(-pixels // points) for pixels, points in zip(padded, whole, strict=True)]
         return [(-(-height // stride[0]), -(-width // stride[1])) for height, width in image_sizes]
 
 
-def _current_names(kwargs: dict[str, Any]) -> dict[str, Any]:
-    if "reduce_labels" not in kwargs:
-        return kwargs
+def _canonical(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Options under their current names, and mean and standard deviation as floats, also where given as integers."""
     kwargs = dict(kwargs)
-    old = kwargs.pop("reduce_labels")
-    if kwargs.setdefault("do_reduce_labels", old) not in (old, None) and old is not None:
-        raise ValueError(
-            f"reduce_labels is the old name of do_reduce_labels; got both: {old} and {kwargs['do_reduce_labels']}"
-        )
+    old = kwargs.pop("reduce_labels", None)
+    if old is not None and kwargs.setdefault("do_reduce_labels", old) != old:
+        new = kwargs["do_reduce_labels"]
+        raise ValueError(f"reduce_labels is the old name of do_reduce_labels and must not differ: got {old} and {new}")
+    if kwargs.get("align") is False:  # files of the first converter switch `size_divisor` off by this key
+        kwargs.pop("size_divisor", None)
+    for name in ("image_mean", "image_std"):
+        if isinstance(kwargs.get(name), Iterable):
+            kwargs[name] = tuple(float(value) for value in kwargs[name])
+        elif kwargs.get(name) is not None:
+            kwargs[name] = float(kwargs[name])
     return kwargs
 
 
 def _check_options(options: SimpleNamespace) -> None:
-    size = dict(options.size)
+    size = dict(options.size or {})
     for name, value in [("size", size), ("pad_size", dict(options.pad_size or {}))]:
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value.values()):
             raise ValueError(f"{name} must hold positive whole numbers of pixels, got {value}")
@@ -292,7 +283,9 @@ def _check_options(options: SimpleNamespace) -> None:
     if divisor is not None and (isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1):
         raise ValueError(f"size_divisor must be a whole number of at least 1, got {divisor}")
     if not options.antialias and options.resample not in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST):
-        raise ValueError(f"resample must be BILINEAR (2) or NEAREST (0) with antialias=False, got {options.resample!r}")
+        raise ValueError(
+            f"resample must be BILINEAR (2) or NEAREST (0) with antialias=False, got {options.resample!r}"
+        )
     counts = [len(v) for v in (options.image_mean, options.image_std) if isinstance(v, Sequence)]
     if options.do_normalize and len(set(counts)) > 1:
         raise ValueError(f"image_std must have as many values as image_mean, {counts[0]}, got {counts[1]}")
@@ -302,38 +295,69 @@ def _resize_steps(size: Size, options: Any) -> list[Size]:
     """Sizes that an image of this size goes through."""
     if not options.do_resize:
         return []
-    steps = [tuple(max(side, 1) for side in _resized_size(size, options))]
-    if options.size_divisor is not None:
-        steps.append(_rounded_up(steps[0], options.size_divisor))
-    return steps
-
-
-def _resized_size(size: Size, options: Any) -> Size:
-    wanted = options.size
-    if options.keep_ratio:  # mmcv's rescale_size
-        scale = min(wanted.longest_edge / max(size), wanted.shortest_edge / min(size))
-        return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
-    if wanted.shortest_edge and wanted.longest_edge:
-        return get_size_with_aspect_ratio(size, wanted.shortest_edge, wanted.longest_edge)
-    if wanted.shortest_edge:
-        shape = np.broadcast_to(np.uint8(0), (1, *size))
-        return get_resize_output_image_size(shape, wanted.shortest_edge, False, input_data_format="channels_first")
-    if wanted.max_height:
-        return get_image_size_for_max_height_width(size, wanted.max_height, wanted.max_width)
-    return wanted.height, wanted.width
-
-
-def _rounded_up(size: Size, divisor: int) -> Size:
-    return tuple(-(-side // divisor) * divisor for side in size)
+    step = resized_size(size, options.size, options.keep_ratio)
+    return [step] if options.size_divisor is None else [step, rounded_up(step, options.size_divisor)]
 
 
 def _padded_size(sizes: list[Size], options: Any) -> Size | None:
     if not options.do_pad:
         return None
-    largest = tuple(max(sides) for sides in zip(*sizes, strict=True))
+    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
     if options.pad_size is None:
-        return _rounded_up(largest, options.size_divisor or 1)
+        return rounded_up(largest, options.size_divisor or 1)
     padded = options.pad_size.height, options.pad_size.width
     if largest[0] > padded[0] or largest[1] > padded[1]:
         raise ValueError(f"pad_size must be at least the images' size after resizing, {largest}, got {padded}")
     return padded
+
+
+def _label_maps(segmentation_maps: Any, sizes: list[Size], options: SimpleNamespace) -> list[Array]:
+    maps = flat_images(segmentation_maps, 2, "segmentation_maps")
+    if len(maps) != len(sizes):
+        raise ValueError(
+            f"segmentation_maps must be as many as the images, {len(sizes)}, got {len(maps)} maps of one id per pixel"
+        )
+    maps = [prepare_label_map(labels, options.device) for labels in maps]
+    for index, (labels, size) in enumerate(zip(maps, sizes, strict=True)):
+        if tuple(labels.shape) != size:
+            raise ValueError(
+                f"segmentation_maps must have the (height, width) of their upright images: image {index} has {size}, "
+                f"its map {tuple(labels.shape)}"
+            )
+    return maps
+
+
+def _target_sizes(target_sizes: Sequence[Size] | torch.Tensor | None, count: int) -> list[Size | None]:
+    if target_sizes is None:
+        return [None] * count
+    sizes = target_sizes.tolist() if isinstance(target_sizes, torch.Tensor | np.ndarray) else target_sizes
+    if len(sizes) != count:
+        raise ValueError(f"target_sizes must be as many as the logits, {count}, got {len(sizes)}")
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def _label_outputs(
+    logits: torch.Tensor, size: Size, with_scores: bool, with_confidence: bool
+) -> list[torch.Tensor] | list[BatchFeature]:
+    fields = {}
+    if with_scores:
+        scores = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        fields["segmentation"] = (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(dim=1)
+        fields["segmentation_scores"] = scores
+        if with_confidence:
+            probabilities = _probabilities(scores.float())
+            fields["confidence"] = probabilities.gather(1, fields["segmentation"][:, None])[:, 0]
+    elif with_confidence:
+        fields["segmentation"], fields["confidence"] = upsample_argmax(logits, size, return_confidence=True)
+    else:
+        return list(upsample_argmax(logits, size))
+    return [
+        SemanticSegmentationPostProcessorOutput(data={name: values[index] for name, values in fields.items()})
+        for index in range(len(logits))
+    ]
+
+
+def _probabilities(scores: torch.Tensor) -> torch.Tensor:
+    if scores.shape[1] > 1:
+        return scores.softmax(dim=1)
+    return torch.cat([(-scores).sigmoid(), scores.sigmoid()], dim=1)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -14,7 +13,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from .configuration_segformer import SegformerConfig
 
 _METRIC_NAMES = {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}
-_USE_BEGIN, _USE_END = "<!-- use -->", "<!-- /use -->"
 _CALLS = {
     "SegformerForSemanticSegmentation": """from transformers import pipeline
 
@@ -34,6 +32,8 @@ outputs = model(**image_processor(Image.open("image.jpg").convert("RGB"), return
 print(outputs.last_hidden_state.shape)""",
 }
 _CALLS["SegformerBackbone"] = _CALLS["SegformerModel"]
+# Around the example, so that it can be found again.
+_MARKS = "<!-- use -->", "<!-- /use -->"
 
 
 def model_card(
@@ -59,12 +59,11 @@ def model_card(
     Args:
         model: Folder or repository id of the model, for the example.
         dataset: Name of the data set it was trained and evaluated on.
-        metrics: Any of `mean_iou`, `mean_accuracy` and `overall_accuracy`, in [0, 1]; those that are None or nan are left
-            out, and so is everything else.
+        metrics: Any of `mean_iou`, `mean_accuracy` and `overall_accuracy`, in [0, 1]; None and nan are left out.
         class_table: Per-class results as text.
         training: Settings of the training run.
         picture: Relative path of an overlay picture.
-        config: Configuration of the model: the example fits its head, and says so where the built-in classes cannot load it.
+        config: Configuration of the model, for an example that fits its head.
         license: Licence of the weights, an identifier of the Hub such as "apache-2.0" or "other".
         license_name: Name of the licence where `license` is "other".
         license_link: Its address.
@@ -130,10 +129,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _table(header: Sequence[str], rows: dict[str, Any]) -> str:
-    return "\n".join(
-        ["| {} | {} |".format(*header), "|--|--|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    )
+def _table(header: tuple[str, str], rows: dict[str, Any]) -> str:
+    lines = [header, ("--", "--"), *rows.items()]
+    return "\n".join(f"| {name} | {value} |" for name, value in lines)
 
 
 def _head(config: SegformerConfig | None) -> str:
@@ -143,7 +141,6 @@ def _head(config: SegformerConfig | None) -> str:
 
 
 def _use_section(model: str, config: SegformerConfig | None, with_code: bool) -> str:
-    """The example, between marks by which `push_folder` finds it again."""
     call = _CALLS[_head(config)].format(model=model)
     if config is not None and config.decoder_hidden_size is None:
         note = "needed: the built-in classes refuse this decode head"
@@ -155,4 +152,20 @@ def _use_section(model: str, config: SegformerConfig | None, with_code: bool) ->
             "\n\nThe repository also holds the code of these classes (Apache-2.0): without `hf_segformer` installed, "
             "pass `trust_remote_code=True` instead of importing it."
         )
-    return f"{_USE_BEGIN}\n{text}\n{_USE_END}"
+    return f"{_MARKS[0]}\n{text}\n{_MARKS[1]}"
+
+
+def replace_example(card: str, model: str, config: SegformerConfig, with_code: bool) -> str:
+    """A card of `model_card` with the example for another place of the model.
+
+    Args:
+        card: Text of the card; without the marks that `model_card` sets around its example it stays as it is.
+        model: Folder or repository id of the model.
+        config: Configuration of the model.
+        with_code: Whether the repository holds the code of the classes.
+
+    Returns:
+        Text of the card.
+    """
+    pattern = re.compile(".*?".join(map(re.escape, _MARKS)), re.DOTALL)
+    return pattern.sub(lambda _: _use_section(model, config, with_code), card)

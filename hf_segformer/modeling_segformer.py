@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SegFormer (arXiv 2105.15203): the Mix Transformer encoder, and the models for segmentation, classification and backbones.
+"""SegFormer (arXiv 2105.15203): the Mix Transformer encoder, and the models for segmentation, classification and
+backbones.
 
 Shapes: B batch, C channels, H W height and width of the feature map at hand, N = H*W tokens, A attention heads, S stages,
 K classes. Feature maps are carried channels-last, as (B, H, W, C): that is the token matrix (B, N, C) and,
@@ -77,7 +78,9 @@ class SegformerEfficientSelfAttention(nn.Module):
             self.layer_norm = nn.LayerNorm(hidden_size, eps=config.embed_norm_eps)
 
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.flatten(1, 2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, W, C) -> (B, A, N, C/A)
+        return (
+            tokens.flatten(1, 2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        )  # (B, H, W, C) -> (B, A, N, C/A)
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
         reduced = hidden_states
@@ -234,7 +237,8 @@ class SegformerPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # `Trainer` reads this: the loss is a mean over the batch at hand, so gradients must be divided by the accumulation steps.
+    # `Trainer` reads this: the loss is a mean over the batch at hand, so gradients must be divided by the accumulation
+    # steps.
     accepts_loss_kwargs = False
     _no_split_modules = ["SegformerLayer"]
     _supports_sdpa = True
@@ -244,7 +248,8 @@ class SegformerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load weights as `PreTrainedModel.from_pretrained` does, inflating the first filters for another `num_channels`.
+        """Load weights as `PreTrainedModel.from_pretrained` does, inflating the first filters for another
+        `num_channels`.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
@@ -277,8 +282,8 @@ class SegformerPreTrainedModel(PreTrainedModel):
     def resize_num_channels(self, num_channels: int) -> None:
         """Change the number of input channels, keeping pretrained filters.
 
-        More channels repeat the filters in turn, each divided by how often it occurs; fewer channels share the filters' sum.
-        So an image whose channels are all equal gives the same features as before.
+        More channels repeat the filters in turn, each divided by how often it occurs; fewer channels share the
+        filters' sum. So an image whose channels are all equal gives the same features as before.
 
         Args:
             num_channels: New number of channels, at least 1.
@@ -428,8 +433,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised, floating point, any H and W.
-            labels: (B, H', W') int64 class indices in [0, K) or `config.semantic_loss_ignore_index`; the loss is computed
-                at their size. With K = 1, 0 and 1.
+            labels: (B, H', W') int64 class indices in [0, K) or `config.semantic_loss_ignore_index`; the loss is
+                computed at their size. With K = 1, 0 and 1.
             output_attentions: See `SegformerModel.forward`.
             output_hidden_states: See `SegformerModel.forward`.
             return_dict: False for a plain tuple.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resizing of pixels and labels, number for number as Pillow and OpenCV do it, on any device.
 
-Pillow widens its filter with the downscaling factor (antialias); the published SegFormer recipes used OpenCV, which does not.
-Both compute 8-bit pixels in fixed point, so integer arithmetic reproduces them exactly on any device.
+Pillow widens its filter with the downscaling factor (antialias); the published SegFormer recipes used OpenCV, which
+does not. Both compute 8-bit pixels in fixed point, so integer arithmetic reproduces them exactly on any device.
 """
 
 import functools
@@ -15,9 +15,43 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image, Resampling, fromarray, merge
 from torch import Tensor
+from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
+from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 
 PILLOW_BITS = 22  # fraction bits of Pillow's 8-bit filter weights
 OPENCV_BITS = 11  # fraction bits of OpenCV's 8-bit bilinear weights
+
+
+def resized_size(size: tuple[int, int], wanted: SizeDict, keep_ratio: bool = False) -> tuple[int, int]:
+    """Size of an image after resizing.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        wanted: Height and width; shortest edge; shortest and longest edge; or the largest height and width.
+        keep_ratio: Compute it from shortest and longest edge by mmcv's rule (`rescale_size`), which rounds, instead of
+            that of `transformers`, which truncates.
+
+    Returns:
+        (height, width), at least one pixel each.
+    """
+    if keep_ratio:
+        scale = min(wanted.longest_edge / max(size), wanted.shortest_edge / min(size))
+        result = [int(side * scale + 0.5) for side in size]
+    elif wanted.shortest_edge and wanted.longest_edge:
+        result = get_size_with_aspect_ratio(size, wanted.shortest_edge, wanted.longest_edge)
+    elif wanted.shortest_edge:
+        shape = np.broadcast_to(np.uint8(0), (1, *size))
+        result = get_resize_output_image_size(shape, wanted.shortest_edge, False, input_data_format="channels_first")
+    elif wanted.max_height:
+        result = get_image_size_for_max_height_width(size, wanted.max_height, wanted.max_width)
+    else:
+        result = wanted.height, wanted.width
+    return max(result[0], 1), max(result[1], 1)
+
+
+def rounded_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """Both sides rounded up to a multiple of `divisor`."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
 def resize_pixels(
@@ -29,30 +63,32 @@ def resize_pixels(
     """Resize 8-bit pixels in main memory.
 
     Args:
-        image: PIL image with 8-bit bands, or (H, W, C) uint8 array of any strides. Bands of an array are independent of one
+        image: PIL image with 8-bit bands, or (H, W, C) uint8 array of any strides. Bands of an array are independent
+            of one
             another: four of them are no RGBA.
         size: (height, width) of the result in pixels.
         resample: Pillow's filter. Without antialias only `BILINEAR` and `NEAREST`.
-        antialias: `True` is Pillow's resize; `False` OpenCV's `INTER_LINEAR` or `INTER_NEAREST`, computed with OpenCV where
-            it is installed and with the same result where it is not.
+        antialias: `True` is Pillow's resize; `False` OpenCV's `INTER_LINEAR` or `INTER_NEAREST`, computed with OpenCV
+            where it is installed and with the same result where it is not.
 
     Returns:
         (height, width, C) uint8, possibly read-only.
     """
     if resample == Resampling.NEAREST or not antialias:
-        array = _pixels(image)
+        array = pixel_array(image)
         if resample == Resampling.NEAREST:
             return resize_nearest(array.transpose(2, 0, 1), size, antialias).transpose(1, 2, 0)
         return _opencv(array, size)
     if not isinstance(image, Image) and image.shape[-1] == 3:
         image = _rgb_image(image)
     if isinstance(image, Image):
-        return _pixels(image.resize(size[::-1], resample))
+        return pixel_array(image.resize(size[::-1], resample))
     planes = [fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[-1])]
     return np.stack([np.asarray(plane.resize(size[::-1], resample)) for plane in planes], axis=-1)
 
 
-def _pixels(image: Image | np.ndarray) -> np.ndarray:
+def pixel_array(image: Image | np.ndarray) -> np.ndarray:
+    """(H, W, C) array of a PIL image with 8-bit bands, or of an (H, W) or (H, W, C) array."""
     array = np.asarray(image)
     return array if array.ndim == 3 else array[..., None]
 
@@ -72,9 +108,7 @@ def _opencv(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized if resized.ndim == 3 else resized[..., None]
 
 
-def resize_nearest(
-    labels: np.ndarray | Tensor, size: tuple[int, int], antialias: bool = True
-) -> np.ndarray | Tensor:
+def resize_nearest(labels: np.ndarray | Tensor, size: tuple[int, int], antialias: bool = True) -> np.ndarray | Tensor:
     """Resize by the nearest pixel, for values of any type.
 
     Args:
@@ -122,8 +156,8 @@ def pillow_resize(image: Tensor, size: tuple[int, int], resample: Resampling = R
     """Pillow's `Image.resize` of every band, on the tensor's device.
 
     Args:
-        image: (..., H, W). uint8 is computed in Pillow's fixed point and equals it bit for bit; any other type as Pillow's
-            mode "F" (float64 sums, float32 results).
+        image: (..., H, W). uint8 is computed in Pillow's fixed point and equals it bit for bit; any other type as
+            Pillow's mode "F" (float64 sums, float32 results).
         size: (height, width) of the result in pixels.
         resample: Any of Pillow's filters but the MKS ones.
 
@@ -173,7 +207,7 @@ def _resample_axis(image: Tensor, dim: int, points: int, resample: Resampling) -
 
 @functools.lru_cache(maxsize=64)
 def _taps(points_in: int, points_out: int, resample: Resampling) -> tuple[np.ndarray, np.ndarray]:
-    """Source pixels (T, points_out) of every target pixel and their float64 weights, zero beyond the filter's reach."""
+    """Source pixels (T, points_out) of every target pixel and their weights, zero beyond the filter's reach."""
     support, weight = _FILTERS[resample]
     scale = points_in / points_out
     stretch = max(scale, 1.0)

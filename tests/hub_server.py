@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hub on 127.0.0.1 for tests: the HTTP protocol that `huggingface_hub` speaks, and the refusals of the real one.
 
-Two servers, as on the Hub: the API, and an object store on another origin that takes and gives the content of large files
-through signed URLs and refuses requests that carry the user's token. Nothing is stored on disk. Faults are injected per route:
+Two servers, as on the Hub: the API, and an object store on another origin that takes and gives the content of large
+files through signed URLs and refuses requests that carry the user's token. Nothing is stored on disk. Faults are
+injected per route:
 
     with HubServer() as hub:
         hub.inject("lfs-put", cut_after=1000)           # once, after 1000 bytes of the body
@@ -19,20 +20,25 @@ import secrets
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from hub_repository import (
+    GIT_ATTRIBUTES,
+    Commit,
+    File,
+    Refusal,
+    Repository,
+    User,
+    apply_operation,
+    card_errors,
+    is_lfs,
+    owns,
+)
 
-_LFS_PATTERNS = ("*.safetensors", "*.bin", "*.onnx", "*.pt", "*.pth", "*.h5", "*.npz", "*.zip", "*.ckpt")
-_GIT_ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LFS_PATTERNS)
-_REGULAR_LIMIT = 10 * 2**20  # bytes
-_LICENSES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "other", "unknown"}
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
@@ -58,67 +64,6 @@ _ROUTES = [
 _STORE_ROUTES = {"lfs-put", "lfs-part", "download"}
 
 
-class Refusal(Exception):
-    """An answer other than success."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, body: dict | None = None):
-        self.status, self.body = status, body or {"error": message}
-        self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-
-
-@dataclass(frozen=True)
-class User:
-    """Owner of a token; `role` is "read" or "write"."""
-
-    name: str
-    role: str
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a commit."""
-
-    content: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def blob_id(self) -> str:
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
-        content = pointer.encode() if self.lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A commit with its whole tree."""
-
-    oid: str
-    parent: str | None
-    summary: str
-    files: dict[str, File]
-
-
-@dataclass
-class Repository:
-    """A model repository; `refs` holds branches and pull requests."""
-
-    private: bool = False
-    commits: dict[str, Commit] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
-
-    def add(self, ref: str, files: dict[str, File], summary: str, parent: str | None) -> Commit:
-        commit = Commit(secrets.token_hex(20), parent, summary, files)
-        self.commits[commit.oid] = commit
-        self.refs[ref] = commit.oid
-        return commit
-
-
 @dataclass
 class Fault:
     """What goes wrong on a route; see `HubServer.inject`."""
@@ -133,7 +78,11 @@ class Fault:
 
 
 class HubServer:
-    """The Hub. Tokens: "hf_owner" writes to namespace "user", "hf_reader" only reads, "hf_stranger" is another user's."""
+    """The Hub. Token "hf_owner" writes to namespace "user", "hf_reader" only reads, "hf_stranger" is somebody else's.
+
+    Args:
+        multipart_size: Larger files, in bytes, are uploaded in parts of this size; None for never.
+    """
 
     def __init__(self, multipart_size: int | None = None):
         self.tokens = {
@@ -169,8 +118,8 @@ class HubServer:
         Args:
             route: A name in `_ROUTES`.
             times: How many requests.
-            **fault: `status` (with `headers`) answers so; `cut_after` closes the connection after that many bytes of the
-                body; `lose_answer` does the work and closes the connection; `before` is called, then all goes on.
+            **fault: `status` (with `headers`) answers so; `cut_after` closes the connection after that many bytes
+                of the body; `lose_answer` does the work and closes it; `before` is called, then all goes on.
         """
         if route not in {name for name, _, _ in _ROUTES}:
             raise ValueError(f"no route {route!r}")
@@ -197,14 +146,14 @@ class HubServer:
     def create(self, repo_id: str, private: bool = False) -> Repository:
         """A new repository with the Hub's first commit."""
         repository = self.repositories[repo_id] = Repository(private)
-        repository.add("main", {".gitattributes": File(_GIT_ATTRIBUTES.encode(), False)}, "initial commit", None)
+        repository.add("main", {".gitattributes": File(GIT_ATTRIBUTES.encode(), False)}, "initial commit", None)
         return repository
 
     def commit(self, repo_id: str, files: dict[str, bytes], summary: str = "by somebody else") -> Commit:
         """Commit to main, past the protocol."""
         repository = self.repositories[repo_id]
         head = repository.commits[repository.refs["main"]]
-        added = {path: File(content, _is_lfs(path, content)) for path, content in files.items()}
+        added = {path: File(content, is_lfs(path, content)) for path, content in files.items()}
         return repository.add("main", {**head.files, **added}, summary, head.oid)
 
     def count(self, route: str) -> int:
@@ -224,7 +173,7 @@ class HubServer:
 
     def repository(self, repo_id: str, user: User | None) -> Repository:
         repository = self.repositories.get(repo_id)
-        if repository is None or (repository.private and not _owns(user, repo_id)):
+        if repository is None or (repository.private and not owns(user, repo_id)):
             raise Refusal(401 if user is None else 404, "Repository not found", "RepoNotFound")
         return repository
 
@@ -232,7 +181,7 @@ class HubServer:
         if user is None:
             raise Refusal(401, "Invalid username or password.")
         repository = self.repository(repo_id, user)
-        if not _owns(user, repo_id) or user.role != "write":
+        if not owns(user, repo_id) or user.role != "write":
             message = "pass `create_pr=1` as a query parameter to create a Pull Request"
             raise Refusal(403, f"Authorization error: you have no write access to {repo_id}; {message}")
         return repository
@@ -256,7 +205,7 @@ class HubServer:
         return {"type": "user", "name": user.name, "orgs": [], "auth": {"type": "access_token", "accessToken": token}}
 
     def validate_yaml(self, request) -> Any:
-        errors = _card_errors(request.json["content"])
+        errors = card_errors(request.json["content"])
         if errors:
             body = {"errors": [{"message": error} for error in errors], "warnings": []}
             raise Refusal(400, "Invalid metadata", body=body)
@@ -267,7 +216,7 @@ class HubServer:
             raise Refusal(401, "Invalid username or password.")
         payload = request.json
         repo_id = f"{payload.get('organization') or request.user.name}/{payload['name']}"
-        if not _owns(request.user, repo_id) or request.user.role != "write":
+        if not owns(request.user, repo_id) or request.user.role != "write":
             raise Refusal(403, f"You don't have the rights to create a model under the namespace of {repo_id}")
         url = f"{self.endpoint}/{repo_id}"
         if repo_id in self.repositories:
@@ -322,7 +271,7 @@ class HubServer:
         repository = self._target(request, repo)
         files, answer = self.head(repository, revision).files, []
         for entry in request.json["files"]:
-            mode = "lfs" if _is_lfs(entry["path"], base64.b64decode(entry["sample"]), entry["size"]) else "regular"
+            mode = "lfs" if is_lfs(entry["path"], base64.b64decode(entry["sample"]), entry["size"]) else "regular"
             known = files.get(entry["path"])
             oid = known and (known.sha256 if known.lfs else known.blob_id)
             shown = {"oid": oid} if oid else {}
@@ -397,7 +346,7 @@ class HubServer:
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
         for line in lines[1:]:
-            _apply(repository, files, line["key"], line["value"])
+            apply_operation(repository, files, line["key"], line["value"])
         pull_request, ref = "create_pr" in request.query, revision
         if pull_request:
             ref = f"refs/pr/{1 + sum(name.startswith('refs/pr/') for name in repository.refs)}"
@@ -434,57 +383,6 @@ class HubServer:
 _METHODS = {"create": "create_repo", "commit": "commit_route"}
 
 
-def _owns(user: User | None, repo_id: str) -> bool:
-    return user is not None and user.name == repo_id.split("/")[0]
-
-
-def _is_lfs(path: str, sample: bytes, size: int | None = None) -> bool:
-    large = (len(sample) if size is None else size) > _REGULAR_LIMIT
-    return large or b"\0" in sample or any(fnmatch(path, pattern) for pattern in _LFS_PATTERNS)
-
-
-def _apply(repository: Repository, files: dict[str, File], key: str, value: dict) -> None:
-    """One operation of a commit."""
-    path = value["path"]
-    if key == "deletedFile":
-        if files.pop(path, None) is None:
-            raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-    elif key == "lfsFile":
-        content = repository.objects.get(value["oid"])
-        if content is None or value["algo"] != "sha256":
-            raise Refusal(400, "Your push was rejected because an LFS pointer pointed to a file that does not exist.")
-        if value.get("size", len(content)) != len(content):
-            raise Refusal(400, "Your push was rejected because an LFS pointer has another size than its file.")
-        files[path] = File(content, True)
-    elif key == "file":
-        content = base64.b64decode(value["content"], validate=True)
-        if _is_lfs(path, content):
-            raise Refusal(400, f"Your push was rejected because it contains binary files: {path}")
-        files[path] = File(content, False)
-    else:
-        raise Refusal(400, f"unknown operation {key}")
-
-
-def _card_errors(content: str) -> list[str]:
-    header = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-    data = yaml.safe_load(header[1]) if header else None
-    if not isinstance(data, dict):
-        return []
-    errors = []
-    if "license" in data and data["license"] not in _LICENSES:
-        errors.append('"license" must be one of [apache-2.0, mit, ...]')
-    for entry in data.get("model-index", []):
-        if not entry.get("name"):
-            errors.append('"model-index[0].name" is required')
-        for result in entry["results"]:
-            needed = [("task", "type"), ("dataset", "type"), ("dataset", "name")]
-            errors += [f'"{a}.{b}" is required' for a, b in needed if not result.get(a, {}).get(b)]
-            for metric in result["metrics"]:
-                if not isinstance(metric.get("value"), (int, float, str)) or metric["value"] != metric["value"]:
-                    errors.append(f'"metrics.value" of {metric.get("type")} is no value')
-    return errors
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -500,17 +398,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
         self.url_path, self.query = url.path, parse_qs(url.query)
-        for route, method, pattern in _ROUTES:
-            if method == self.command and (match := re.fullmatch(pattern, url.path)):
-                break
-        else:
-            hub.unknown.append(f"{self.command} {self.path}")
+        matches = (
+            (name, re.fullmatch(pattern, url.path)) for name, method, pattern in _ROUTES if method == self.command
+        )
+        route, match = next((found for found in matches if found[1]), (None, None))
+        if match is None:
+            # The client also looks up things that have to do with no repository, and takes no for an answer.
+            hub.unknown += (
+                [f"{self.command} {self.path}"] if any(repo in self.path for repo in hub.repositories) else []
+            )
             self._read_body()
             return self._answer(404, {"error": "no such route"})
         hub.requests.append((route, url.path))
         fault = hub.take_fault(route) or Fault(route, 0)
         if fault.cut_after is not None:
-            self.rfile.read(fault.cut_after)
+            self.rfile.read(min(fault.cut_after, int(self.headers.get("Content-Length", 0))))
             return self._cut()
         self.body = self._read_body()
         if fault.before is not None:
@@ -571,11 +473,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = json.dumps(content).encode()
             headers = {"Content-Type": "application/json"} | (headers or {})
         self.send_response(status)
-        for name, value in {
-            "Content-Length": str(len(content)),
-            "X-Request-Id": str(time.monotonic_ns()),
-            **headers,
-        }.items():
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

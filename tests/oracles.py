@@ -43,9 +43,10 @@ PACKAGES = {
         "pygments",
         "tomli",
     ],
+    "smp": ["segmentation-models-pytorch==0.5.0", "timm==1.0.20"],
 }
 
-# mmseg imports compiled operators that mmcv-lite lacks and SegFormer does not use.
+# mmseg imports compiled operators that mmcv-lite lacks, smp and timm import torchvision: SegFormer uses neither.
 _PREAMBLE = {
     "mmseg": "import sys, types\n"
     "class _Operators(types.ModuleType):\n"
@@ -53,6 +54,20 @@ _PREAMBLE = {
     "        if name.startswith('__'): raise AttributeError(name)\n"
     "        return type(name, (), {})\n"
     "sys.modules['mmcv.ops'] = _Operators('mmcv.ops')\n",
+    "smp": "import importlib.abc, importlib.machinery, sys, types\n"
+    "class _Anything(type):\n"
+    "    def __getattr__(self, name):\n"
+    "        if name.startswith('__'): raise AttributeError(name)\n"
+    "        return _Anything(name, (), {})\n"
+    "class _Module(types.ModuleType):\n"
+    "    __getattr__ = _Anything.__getattr__\n"
+    "class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.split('.')[0] == 'torchvision':\n"
+    "            return importlib.machinery.ModuleSpec(name, self, is_package=True)\n"
+    "    def create_module(self, spec): return _Module(spec.name)\n"
+    "    def exec_module(self, module): pass\n"
+    "sys.meta_path.insert(0, _Torchvision())\n",
 }
 
 

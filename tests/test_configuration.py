@@ -96,7 +96,7 @@ def test_published_hub_file(shared_data):
 def test_variant_with_the_convolutional_head():
     config = SegformerConfig.for_variant("b3", conv_decoder_hidden_size=256)
     assert (config.decoder_hidden_size, config.conv_decoder_hidden_size) == (None, 256)
-    with pytest.raises(ValueError, match="variant must be one of .*'b9'"):
+    with pytest.raises(ValueError, match=r"variant must be one of .*'b9'"):
         SegformerConfig.for_variant("b9")
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A user's own folders: layouts, mask formats, class files, and an error for everything that can be missing. CamVid for real."""
+"""A user's own folders: layouts, mask formats, class files, an error for everything that can be missing. CamVid."""
 
 import json
 import warnings
@@ -146,6 +146,16 @@ def test_two_classes_with_ignored_pixels_are_ids(tmp_path):
     np.testing.assert_array_equal(labels(data)[0], label)
 
 
+def test_alpha_is_no_label(tmp_path):
+    """The opaque 255 of an alpha channel must not make ids look like a 0/255 mask."""
+    for seed in range(3):
+        label = np.zeros(SIZE, np.uint8)
+        picture = Image.merge("LA", [Image.fromarray(label), Image.new("L", SIZE[::-1], 255)])
+        write_pair(tmp_path / "images", tmp_path / "annotations", seed, picture)
+    (tmp_path / "classes.txt").write_text("no\nyes\n")
+    assert load_dataset("folder", tmp_path).annotation_format.mask_format == "ids"
+
+
 def test_ignore_color(tmp_path):
     label = truth(5)
     colors = colors_of(label)
@@ -175,7 +185,7 @@ def test_mask_format_is_checked(unsplit):
 
 
 def test_missing_root(tmp_path):
-    with pytest.raises(ValueError, match=r"data_root .*nowhere: no such folder"):
+    with pytest.raises(ValueError, match=r"data_root .*nowhere: no such file or folder"):
         load_dataset("folder", tmp_path / "nowhere")
 
 
@@ -234,7 +244,7 @@ def test_validation_fraction_is_checked(unsplit, fraction):
 def test_one_image_cannot_be_split(tmp_path):
     write_pair(tmp_path / "images", tmp_path / "annotations", 0)
     write_classes(tmp_path)
-    with pytest.raises(ValueError, match="at least two images are needed .* got 1"):
+    with pytest.raises(ValueError, match=r"at least two images are needed .* got 1"):
         load_dataset("folder", tmp_path)
 
 
@@ -266,7 +276,10 @@ def test_class_file_formats(tmp_path, file, text):
         ('{"0": "a", "2": "b"}', r"ids must be 0\.\.1 without gaps, got \[0, 2\]"),
         ('{"zero": "a"}', r"ids must be integers, got \['zero'\]"),
         ('{"names": ["a", "b"], "palette": [[1, 2, 3]]}', "one colour per class, got 1 for 2 classes"),
-        ('{"names": ["a"], "palette": [[1, 2, 300]]}', r"palette\[0\] must be three integers in 0\.\.255, got \[1, 2, 300\]"),
+        (
+            '{"names": ["a"], "palette": [[1, 2, 300]]}',
+            r"palette\[0\] must be three integers in 0\.\.255, got \[1, 2, 300\]",
+        ),
     ],
 )
 def test_bad_class_files(tmp_path, text, message):
@@ -292,7 +305,11 @@ def test_default_palette_is_distinct_and_known():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("camvd",), {}, r"name must be one of scenes, camvid, folder, parquet or a Hub id.*got 'camvd'; did you mean 'camvid'\?"),
+        (
+            ("camvd",),
+            {},
+            r"name must be one of scenes, camvid, folder, parquet or a Hub id.*got 'camvd'; did you mean 'camvid'\?",
+        ),
         (("folder",), {}, "data set 'folder' needs data_root"),
         (("scenes", "somewhere"), {}, "data set 'scenes' reads no local files"),
         (("scenes",), {"masks": 3}, "data set 'scenes' has no option masks; it has num_train"),

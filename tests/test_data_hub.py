@@ -197,6 +197,10 @@ def test_folder_without_parquet(tmp_path):
         load_dataset("parquet", tmp_path)
 
 
-def test_missing_data_root():
+def test_missing_data_root(tmp_path):
     with pytest.raises(ValueError, match="data set 'parquet' needs data_root"):
         load_dataset("parquet")
+    with pytest.raises(ValueError, match=r"data_root .*absent: no such file or folder"):
+        load_dataset("parquet", tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"absent: neither a data set of the Hub nor a local path"):
+        load_dataset(f"{tmp_path}/absent")

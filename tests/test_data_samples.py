@@ -94,7 +94,9 @@ def test_exif_orientation_is_honoured(tmp_path, orientation):
     image, _ = read_sample(example, THREE)
     assert image.shape == (16, 24, 3)
     assert np.abs(image.astype(int) - colors).max() < 40
-    decoded = build_dataset([path], [example["annotation"]], ["photo.jpg"])[0]  # datasets turns it, not turned twice here
+    decoded = build_dataset([path], [example["annotation"]], ["photo.jpg"])[
+        0
+    ]  # datasets turns it, not turned twice here
     np.testing.assert_array_equal(read_sample(decoded, THREE)[0], image)
 
 
@@ -154,7 +156,9 @@ def test_binary_masks(tmp_path, rng, one):
 @pytest.mark.parametrize("values", [(0, 254), (0, 1, 255)])
 def test_binary_mask_with_other_values(tmp_path, values):
     ids = np.resize(np.array(values, np.uint8), (HEIGHT, WIDTH))
-    with pytest.raises(ValueError, match=r"truth\.png: a binary mask holds 0 and one of 1 or 255, got the values \[0, "):
+    with pytest.raises(
+        ValueError, match=r"truth\.png: a binary mask holds 0 and one of 1 or 255, got the values \[0, "
+    ):
         read_sample(row(tmp_path, annotation=ids), AnnotationFormat(2, "binary"))
 
 
@@ -201,7 +205,12 @@ def test_annotation_mode_without_ids(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "num_classes", "ignore_index", "message"),
     [
-        ([0, 1, 2, 3], 3, 255, r"1 pixels have labels outside 0\.\.2 \(K=3 classes, ignore_index=255\): 3; ids seem to start at 1"),
+        (
+            [0, 1, 2, 3],
+            3,
+            255,
+            r"1 pixels have labels outside 0\.\.2 \(K=3 classes, ignore_index=255\): 3; ids seem to start at 1",
+        ),
         ([0, 255, 0, 255], 2, 254, r"2 pixels .* 255; this looks like a 0/255 mask: use mask_format 'binary'"),
         ([0, 1, 2, 255], 3, 254, r"1 pixels .* 255; 255 usually marks ignored pixels"),
         ([0, 26001, 26002, 1], 3, 255, r"2 pixels .* 26001, 26002; such numbers are instance ids"),
@@ -225,13 +234,19 @@ def test_size_mismatch(tmp_path):
 @pytest.mark.parametrize("column", ["image", "annotation"])
 @pytest.mark.parametrize("damage", ["truncated", "no picture", "empty", "absent"])
 def test_unreadable_files_are_named(tmp_path, rng, column, damage):
-    example = row(tmp_path, rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), rng.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8))
+    example = row(
+        tmp_path,
+        rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8),
+        rng.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8),
+    )
     path = tmp_path / ("photo.png" if column == "image" else "truth.png")
     content = path.read_bytes()
     if damage == "absent":
         path.unlink()
     else:
-        path.write_bytes({"truncated": content[: len(content) * 2 // 3], "no picture": b"<html>", "empty": b""}[damage])
+        path.write_bytes(
+            {"truncated": content[: len(content) * 2 // 3], "no picture": b"<html>", "empty": b""}[damage]
+        )
     with pytest.raises(ValueError, match=rf"{path.name}: cannot read the picture"):
         read_sample(example, THREE)
 
@@ -267,7 +282,9 @@ def test_columns_are_lazy_pictures_and_paths_are_kept(tmp_path):
     example = row(tmp_path)
     rows = build_dataset([example["image"]], [example["annotation"]], ["photo.png"])
     assert rows.column_names == ["image", "annotation", "file_name"]
-    assert isinstance(rows.features["image"], datasets.Image) and isinstance(rows.features["annotation"], datasets.Image)
+    assert isinstance(rows.features["image"], datasets.Image) and isinstance(
+        rows.features["annotation"], datasets.Image
+    )
     assert undecoded(rows)[0]["annotation"] == {"bytes": None, "path": example["annotation"]}
     assert isinstance(rows[0]["image"], Image.Image)
     assert rows.cache_files == []
@@ -304,7 +321,10 @@ def test_ignored_class_is_announced():
         ((3, "colour"), r"mask_format must be one of ids, binary, rgb, got 'colour'"),
         ((3, "binary"), r"mask_format 'binary' needs exactly 2 classes, got 3"),
         ((3, "rgb", 255, PALETTE[:2]), r"'rgb' needs a palette .* got 2 colours for 3 classes"),
-        ((3, "rgb", 255, PALETTE[:2] + PALETTE[:1]), r"'rgb' needs a palette of different colours, repeated: \[\(128, 0, 0\)\]"),
+        (
+            (3, "rgb", 255, PALETTE[:2] + PALETTE[:1]),
+            r"'rgb' needs a palette of different colours, repeated: \[\(128, 0, 0\)\]",
+        ),
     ],
 )
 def test_impossible_annotation_formats(arguments, message):

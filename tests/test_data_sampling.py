@@ -67,13 +67,13 @@ def test_seed_changes_the_augmentation_not_only_the_order(data):
 
 def test_global_random_state_is_neither_read_nor_moved(data):
     samples = TrainingSamples(data, TRANSFORM)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     torch.manual_seed(0)
-    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
     first = samples[3]
-    np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     assert torch.equal(samples[3]["pixel_values"], first["pixel_values"])
 
 
@@ -82,6 +82,30 @@ def test_workers_change_nothing(data, num_workers):
     samples = TrainingSamples(data, TRANSFORM, seed=4)
     alone = loaded(samples, DrawSampler(3), 0, 6)
     assert_equal_batches(alone, loaded(samples, DrawSampler(3), num_workers, 6))
+
+
+class OpenCVThreads(torch.utils.data.Dataset):
+    """Shows how many threads OpenCV uses after a transform."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        import cv2
+
+        image, label = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.uint8)
+        TRANSFORM(image, label, np.random.default_rng(index))
+        return cv2.getNumThreads()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_opencv_keeps_to_one_thread_in_workers_only(num_workers):
+    import cv2
+
+    before = cv2.getNumThreads()
+    counts = set(DataLoader(OpenCVThreads(), batch_size=None, num_workers=num_workers))
+    assert counts == ({1} if num_workers else {before})
+    assert cv2.getNumThreads() == before
 
 
 def test_restart_goes_on_where_the_run_stopped(data):
@@ -101,7 +125,9 @@ def draws_of_step(step, batch_size, world_size, accumulation):
     return draws
 
 
-@pytest.mark.parametrize(("batch_size", "world_size", "accumulation"), [(12, 1, 1), (4, 3, 1), (3, 1, 4), (2, 3, 2), (1, 2, 6)])
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulation"), [(12, 1, 1), (4, 3, 1), (3, 1, 4), (2, 3, 2), (1, 2, 6)]
+)
 def test_step_consumes_the_same_draws_however_the_batch_is_made_up(batch_size, world_size, accumulation):
     for step in (0, 1, 5):
         draws = draws_of_step(step, batch_size, world_size, accumulation)
@@ -134,7 +160,10 @@ def test_pickled_samples_give_the_same(data):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 1, "world_size": 0}, "world_size must be at least 1, got 0"),
-        ({"batch_size": 1, "gradient_accumulation_steps": -1}, "gradient_accumulation_steps must be at least 1, got -1"),
+        (
+            {"batch_size": 1, "gradient_accumulation_steps": -1},
+            "gradient_accumulation_steps must be at least 1, got -1",
+        ),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, r"rank must be in 0\.\.1, got 2"),
     ],
 )

@@ -90,7 +90,9 @@ def test_draw_crop_takes_the_first_acceptable_of_ten(rng, limit):
         top, left = T.draw_crop(label, (9, 17), np.random.default_rng(seed), limit, 255)
         replay = np.random.default_rng(seed)
         draws = [(int(replay.integers(0, 32)), int(replay.integers(0, 104))) for _ in range(10)]
-        good = [i for i, (y, x) in enumerate(draws) if limit >= 1 or acceptable(label[y : y + 9, x : x + 17], limit, 255)]
+        good = [
+            i for i, (y, x) in enumerate(draws) if limit >= 1 or acceptable(label[y : y + 9, x : x + 17], limit, 255)
+        ]
         chosen = good[0] if good else 9
         assert (top, left) == draws[chosen]
         redrawn += 0 < chosen < 9

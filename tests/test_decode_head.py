@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The decode heads: equal to the textbook form, never building its concatenation, and only where weights tell the truth."""
+"""The decode heads: equal to the textbook form without its concatenation, and only where weights tell the truth."""
 
 import pytest
 import torch
@@ -10,14 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segformer import SegformerForSemanticSegmentation
 from hf_segformer.decode_head_segformer import is_plain
-
 from oracles import run_oracle
 
 HEADS = pytest.mark.parametrize("conv_width", [None, 20], ids=["mlp", "conv"])
 
 
 def make(tiny_config, randomize, conv_width=None, **fields):
-    config = tiny_config(conv_decoder_hidden_size=conv_width, classifier_dropout_prob=0.0, drop_path_rate=0.0, **fields)
+    config = tiny_config(
+        conv_decoder_hidden_size=conv_width, classifier_dropout_prob=0.0, drop_path_rate=0.0, **fields
+    )
     return randomize(SegformerForSemanticSegmentation(config))
 
 

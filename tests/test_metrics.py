@@ -161,6 +161,7 @@ def test_predictions_on_ignored_pixels_do_not_matter(ignore_index):
     np.testing.assert_array_equal(matrix.matrix, [[1, 0, 0], [0, 0, 1], [0, 0, 1 + (ignore_index is None)]])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_counting_on_the_gpu():
     predictions, labels = random_maps((3, 700, 900), 19)

@@ -51,8 +51,8 @@ def load_dataset(name: str, data_root: str | Path | None = None, **options: Any)
     """Load a segmentation data set.
 
     Args:
-        name: `"scenes"` (drawn, needs no files), `"camvid"`, `"folder"` (a user's own pictures), `"parquet"` (local parquet
-            files), or the id `owner/name` of a data set on the Hub.
+        name: `"scenes"` (drawn, needs no files), `"camvid"`, `"folder"` (a user's own pictures), `"parquet"` (local
+            parquet files), or the id `owner/name` of a data set on the Hub.
         data_root: Where the files lie; not for `"scenes"` and Hub ids.
         **options: Arguments of the loader: `load_scenes`, `load_camvid`, `load_folder`, `load_hub`.
 
@@ -71,6 +71,8 @@ def load_dataset(name: str, data_root: str | Path | None = None, **options: Any)
     if name in LOADERS and name != "scenes":
         if data_root is None:
             raise ValueError(f"data set {name!r} needs data_root, the folder that holds its files")
+        if not Path(data_root).exists():  # load_hub would take it for a Hub id
+            raise ValueError(f"data_root {data_root}: no such file or folder")
         return loader(data_root, **options)
     if data_root is not None:
         raise ValueError(f"data set {name!r} reads no local files, leave data_root out; got {str(data_root)!r}")

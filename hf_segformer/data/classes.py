@@ -107,8 +107,8 @@ def read_class_table(path: str | Path) -> ClassTable:
     """Read class names from a file.
 
     Args:
-        path: `*.txt` with one name per line, or `*.json` holding `{"names": [...]}` (optionally `palette`, `ignore_index`,
-            `ignore_color`), a plain list of names, or a mapping from id to name (`id2label`).
+        path: `*.txt` with one name per line, or `*.json` holding `{"names": [...]}` (optionally `palette`,
+            `ignore_index`, `ignore_color`), a plain list of names, or a mapping from id to name (`id2label`).
 
     Raises:
         ValueError: The file cannot be read, or its contents do not fit together.
@@ -146,6 +146,6 @@ def find_class_table(folder: str | Path) -> ClassTable:
         if (Path(folder) / name).is_file():
             return read_class_table(Path(folder) / name)
     raise ValueError(
-        f"{folder}: no class names found; put a classes.json ({{\"names\": [...], \"palette\": [[r, g, b], ...]}}, palette "
-        f"optional) or a classes.txt (one name per line, first line = id 0) there"
+        f'{folder}: no class names found; put a classes.json ({{"names": [...], "palette": [[r, g, b], ...]}}, '
+        f"palette optional) or a classes.txt (one name per line, first line = id 0) there"
     )

@@ -8,7 +8,8 @@ Accepted layouts, told apart by what is there (T is `train` or `training`, V is 
     ROOT/images/T       ROOT/annotations/T       ROOT/images/V       ROOT/annotations/V
     ROOT/images         ROOT/annotations         (split here, see `validation_fraction`)
 
-An image and its annotation have the same name up to the suffix. `ROOT/classes.json` or `ROOT/classes.txt` names the classes.
+An image and its annotation have the same name up to the suffix. `ROOT/classes.json` or `ROOT/classes.txt` names the
+classes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from .classes import ClassTable, find_class_table
-from .samples import AnnotationFormat, SegmentationData, build_dataset, open_picture
+from .samples import AnnotationFormat, SegmentationData, build_dataset, open_picture, stored_values
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation")}
@@ -42,11 +43,12 @@ def load_folder(
 
     Args:
         data_root: Folder in one of the layouts above.
-        mask_format: `"ids"`, `"binary"`, `"rgb"` (see `AnnotationFormat`) or `"auto"`, which looks at 16 evenly spaced training
-            annotations. Any colour in them means `"rgb"`; so do palette PNGs whose colours are all in the data set's own palette
-            but at other positions. With two classes, 0 and 255 and nothing else means `"binary"`. Everything else is `"ids"`.
-        validation_fraction: Share of the images, in (0, 1), held out when the folder has no splits. Chosen by a hash of the
-            file stem, so that adding images moves few others.
+        mask_format: `"ids"`, `"binary"`, `"rgb"` (see `AnnotationFormat`) or `"auto"`, which looks at 16 evenly spaced
+            training annotations. Any colour in them means `"rgb"`; so do palette PNGs whose colours are all in the
+            data set's own palette but at other positions. With two classes, 0 and 255 and nothing else means
+            `"binary"`. Everything else is `"ids"`.
+        validation_fraction: Share of the images, in (0, 1), held out when the folder has no splits. Chosen by a hash
+            of the file stem, so that adding images moves few others.
         name: Short name of the data set.
         thin_classes: Names of classes to report apart.
 
@@ -120,14 +122,18 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith("."))
+        names = sorted(
+            e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")
+        )
     if not names:
         raise ValueError(f"{folder}: no pictures here ({', '.join(IMAGE_SUFFIXES)})")
     files: dict[str, Path] = {}
     for name in names:
         path = folder / name
         if path.stem in files:
-            raise ValueError(f"{path} and {files[path.stem]}: two files with the same stem, partners are matched by stem")
+            raise ValueError(
+                f"{path} and {files[path.stem]}: two files with the same stem, partners are matched by stem"
+            )
         files[path.stem] = path
     return files
 
@@ -141,7 +147,9 @@ def split_by_name(pairs: Pairs, validation_fraction: float, root: Path) -> tuple
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
     if len(pairs) < 2:
-        raise ValueError(f"{root}: at least two images are needed to split into training and validation, got {len(pairs)}")
+        raise ValueError(
+            f"{root}: at least two images are needed to split into training and validation, got {len(pairs)}"
+        )
     by_hash = sorted(pairs, key=lambda stem: hashlib.sha256(stem.encode()).digest())
     held_out = set(by_hash[: min(max(round(len(pairs) * validation_fraction), 1), len(pairs) - 1)])
     train = {stem: pair for stem, pair in pairs.items() if stem not in held_out}
@@ -170,11 +178,11 @@ def detect_mask_format(annotations: list, classes: ClassTable) -> str:
         if _is_colored(picture, classes):
             if not classes.has_own_palette:
                 raise ValueError(
-                    f"{name}: the annotation is a colour picture, and no \"palette\" says which colour is which class; add one "
-                    f"to classes.json"
+                    f'{name}: the annotation is a colour picture, and no "palette" says which colour is which class; '
+                    f"add one to classes.json"
                 )
             return "rgb"
-        values.update(np.unique(np.asarray(picture)).tolist())
+        values.update(np.unique(stored_values(picture, name)).tolist())
     return "binary" if len(classes.names) == 2 and values <= {0, 255} and 255 in values else "ids"
 
 
@@ -186,6 +194,8 @@ def _is_colored(picture: Image.Image, classes: ClassTable) -> bool:
         return False
     used = np.unique(np.asarray(picture)).tolist()
     stored = np.array(picture.getpalette("RGB")).reshape(-1, 3).tolist()
+    if used[-1] >= len(stored):  # an index without a colour is certainly an id
+        return False
     colors = [tuple(stored[index]) for index in used]
     known = {color: index for index, color in enumerate(classes.palette)}
     if classes.ignore_color is not None:

@@ -40,18 +40,18 @@ def load_hub(
         path: `owner/name` on the Hub, a parquet file, or a folder whose parquet files are named after their splits
             (`train-00000-of-00002.parquet`, `validation.parquet`, also under `data/`).
         image_column: Column of pictures.
-        annotation_column: Column of annotation pictures; None takes the only one present of `annotation`, `label`, `mask`,
-            `segmentation_mask`, `semantic_mask`, `segmentation`.
-        class_names: Names in the order of their ids, a mapping from id to name, or a file as in `read_class_table`. None looks
-            for `classes.json`, `classes.txt` or `id2label.json` beside the parquet files or in the Hub repository, then for the
-            one column that is a list of `ClassLabel`.
+        annotation_column: Column of annotation pictures; None takes the only one present of `annotation`, `label`,
+            `mask`, `segmentation_mask`, `semantic_mask`, `segmentation`.
+        class_names: Names in the order of their ids, a mapping from id to name, or a file as in `read_class_table`.
+            None looks for `classes.json`, `classes.txt` or `id2label.json` beside the parquet files or in the Hub
+            repository, then for the one column that is a list of `ClassLabel`.
         mask_format: As in `load_folder`.
         ignore_index: Label of pixels that belong to no class; None takes the class file's, else 255.
         config_name: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
         train_split: Name of the training split.
-        validation_split: Name of the validation split; None takes the first present of `validation`, `val`, `valid`, `dev`,
-            `test`, and without any holds out `validation_fraction` of the training split, evenly spaced.
+        validation_split: Name of the validation split; None takes the first present of `validation`, `val`, `valid`,
+            `dev`, `test`, and without any holds out `validation_fraction` of the training split, evenly spaced.
         validation_fraction: In (0, 1).
         cache_dir: Where `datasets` keeps its files; None for its usual place.
         thin_classes: Names of classes to report apart.
@@ -68,7 +68,9 @@ def load_hub(
     if ignore_index is None:
         ignore_index = classes.ignore_index
     columns = (image_column, annotation_column)
-    train, validation = _train_and_validation(splits, train_split, validation_split, validation_fraction, columns, path)
+    train, validation = _train_and_validation(
+        splits, train_split, validation_split, validation_fraction, columns, path
+    )
     if mask_format == "auto":
         mask_format = detect_mask_format(_LazyColumn(undecoded(train), "annotation"), classes)
     return SegmentationData(
@@ -92,8 +94,13 @@ def _load_splits(path: str | Path, config_name: str | None, revision: str | None
     if local.is_file():
         return datasets.load_dataset("parquet", data_files={"train": str(local)}, cache_dir=cache_dir)
     if local.is_dir() and not any(local.rglob("*.parquet")):
-        raise ValueError(f"{local}: no parquet files here; for images/ and annotations/ use the data set name 'folder'")
-    return datasets.load_dataset(str(path), config_name, revision=revision, cache_dir=cache_dir)
+        raise ValueError(
+            f"{local}: no parquet files here; for images/ and annotations/ use the data set name 'folder'"
+        )
+    try:
+        return datasets.load_dataset(str(path), config_name, revision=revision, cache_dir=cache_dir)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: neither a data set of the Hub nor a local path: {error}") from error
 
 
 def _choose_annotation_column(rows: datasets.Dataset, image_column: str, asked: str | None, path: str | Path) -> str:
@@ -173,7 +180,9 @@ def _train_and_validation(
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
     if len(train) < 2:
-        raise ValueError(f"{path}: at least two rows are needed to split into training and validation, got {len(train)}")
+        raise ValueError(
+            f"{path}: at least two rows are needed to split into training and validation, got {len(train)}"
+        )
     count = min(max(round(len(train) * validation_fraction), 1), len(train) - 1)
     held_out = {index * len(train) // count for index in range(count)}
     kept = [index for index in range(len(train)) if index not in held_out]
@@ -183,10 +192,12 @@ def _train_and_validation(
 def _standard_columns(
     rows: datasets.Dataset, split: str, columns: tuple[str, str], path: str | Path
 ) -> datasets.Dataset:
-    """Return columns `image`, `annotation` and `file_name` (the stored path where there is one, else split and row)."""
+    """Return columns `image`, `annotation` and `file_name` (the stored path, else split and row number)."""
     import datasets
 
-    stored = rows.select_columns(list(columns)).rename_columns(dict(zip(columns, ("image", "annotation"), strict=True)))
+    stored = rows.select_columns(list(columns)).rename_columns(
+        dict(zip(columns, ("image", "annotation"), strict=True))
+    )
     for column, given in zip(("image", "annotation"), columns, strict=True):
         if not isinstance(stored.features[column], datasets.Image):
             try:

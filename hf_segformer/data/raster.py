@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Integer rasterisation for the drawn data set: random draws, noise fields, shapes and the canvas they are painted on.
 
-Every operation is integer arithmetic on raw Philox output, so the same key gives the same pixels on any machine and with any
-NumPy version (the streams of `np.random.Generator` methods may change between versions, the bit generators may not).
+Every operation is integer arithmetic on raw Philox output, so the same key gives the same pixels on any machine and
+with any NumPy version (the streams of `np.random.Generator` methods may change between versions, the bit generators
+may not).
 """
 
 from __future__ import annotations
@@ -98,6 +99,14 @@ class Canvas:
         rows, columns, y, x = self._window(left, top, right, bottom)
         return Shape(rows, columns, np.ones((y.size, x.size), bool))
 
+    def grid(
+        self, left: int, top: int, columns: int, rows: int, cell: tuple[int, int], pitch: tuple[int, int]
+    ) -> Shape:
+        """Return `columns` x `rows` rectangles of `cell` (width, height), one every `pitch` from (left, top)."""
+        row_slice, column_slice, y, x = self._window(left, top, left + columns * pitch[0], top + rows * pitch[1])
+        mask = ((x - left) % pitch[0] < cell[0]) & ((y - top) % pitch[1] < cell[1])
+        return Shape(row_slice, column_slice, mask)
+
     def ellipse(self, x: int, y: int, radius_x: int, radius_y: int) -> Shape:
         """Return the ellipse around the centre of pixel (x, y)."""
         rows, columns, down, right = self._window(x - radius_x, y - radius_y, x + radius_x + 1, y + radius_y + 1)
@@ -131,7 +140,9 @@ class Canvas:
         )
         return Shape(rows, columns, (y >= profile[None]) & (y < profile[None] + thickness))
 
-    def paint(self, shape: Shape, colour: Colour | np.ndarray, class_id: int, texture: np.ndarray | None = None) -> None:
+    def paint(
+        self, shape: Shape, colour: Colour | np.ndarray, class_id: int, texture: np.ndarray | None = None
+    ) -> None:
         """Cover `shape` with a colour plus a texture.
 
         Args:

@@ -27,9 +27,9 @@ class AnnotationFormat:
     """How the pixels of annotation files encode label ids.
 
     Attributes:
-        mask_format: `"ids"`: the pixel value is the label id (8 or 16 bit grey, palette PNGs by their index, or RGB with three
-            equal channels). `"binary"`: 0 is class 0, and 1 or the largest 8-bit value 255 is class 1. `"rgb"`: the colour is
-            looked up in `palette`.
+        mask_format: `"ids"`: the pixel value is the label id (8 or 16 bit grey, palette PNGs by their index, or RGB
+            with three equal channels). `"binary"`: 0 is class 0, and 1 or the largest 8-bit value 255 is class 1.
+            `"rgb"`: the colour is looked up in `palette`.
         num_classes: K; valid ids are 0..K-1.
         ignore_index: Label of pixels that belong to no class.
         palette: (R, G, B) per class, needed for `"rgb"`.
@@ -50,7 +50,7 @@ class AnnotationFormat:
         if self.mask_format == "rgb" and len(self.palette) != self.num_classes:
             raise ValueError(
                 f"mask_format 'rgb' needs a palette with one colour per class: got {len(self.palette)} colours for "
-                f"{self.num_classes} classes; add \"palette\" to classes.json"
+                f'{self.num_classes} classes; add "palette" to classes.json'
             )
         repeated = sorted({color for color in self.palette if self.palette.count(color) > 1})
         if self.mask_format == "rgb" and repeated:
@@ -88,8 +88,8 @@ class SegmentationData:
             object.__setattr__(self, "annotation_format", plain)
         if 0 <= self.ignore_index < len(self.class_names):
             warnings.warn(
-                f"ignore_index {self.ignore_index} is also the id of class {self.class_names[self.ignore_index]!r}: its pixels "
-                f"take no part in loss and metric, and pixels wrongly predicted as it go unpunished",
+                f"ignore_index {self.ignore_index} is also the id of class {self.class_names[self.ignore_index]!r}: "
+                f"its pixels take no part in loss and metric, and pixels wrongly predicted as it go unpunished",
                 stacklevel=3,
             )
 
@@ -107,17 +107,18 @@ def read_sample(example: Mapping[str, Any], annotation_format: AnnotationFormat)
     """Decode a row into picture and label ids.
 
     Args:
-        example: Row with `image`, `annotation` and, for error messages, `file_name`. The first two are PIL images, paths, or
-            the `{"bytes", "path"}` dictionaries of an undecoded `datasets.Image` column.
+        example: Row with `image`, `annotation` and, for error messages, `file_name`. The first two are PIL images,
+            paths, or the `{"bytes", "path"}` dictionaries of an undecoded `datasets.Image` column.
         annotation_format: How the annotation encodes ids.
 
     Returns:
         image: uint8 (H, W, 3), RGB, upright (EXIF orientation applied), 16-bit pictures scaled to 8 bits.
-        label: Integer (H, W), uint8 for 8-bit annotations and int32 for larger ones, every value in 0..K-1 or `ignore_index`.
+        label: Integer (H, W), uint8 for 8-bit annotations and int32 for larger ones, every value in 0..K-1 or
+            `ignore_index`.
 
     Raises:
-        ValueError: A file is unreadable or truncated, the sizes differ, or a label or colour is not allowed. The message
-            names the file.
+        ValueError: A file is unreadable or truncated, the sizes differ, or a label or colour is not allowed. The
+            message names the file.
     """
     name = example.get("file_name")
     image_name, label_name = _source_name(example["image"], name), _source_name(example["annotation"], name)
@@ -129,7 +130,7 @@ def read_sample(example: Mapping[str, Any], annotation_format: AnnotationFormat)
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Return the data set with `image` and `annotation` as `{"bytes", "path"}`, so that `read_sample` can name bad files."""
+    """Return the data set with pictures as `{"bytes", "path"}`, so that `read_sample` can name bad files."""
     import datasets
 
     for column in ("image", "annotation"):
@@ -203,25 +204,37 @@ def _image_array(picture: Image.Image, name: str) -> np.ndarray:
 def _label_array(picture: Image.Image, annotation_format: AnnotationFormat, name: str) -> np.ndarray:
     if annotation_format.mask_format == "rgb":
         return _ids_from_colors(np.asarray(picture.convert("RGB")), annotation_format, name)
-    values = _stored_values(picture, name)
+    values = stored_values(picture, name)
     if annotation_format.mask_format == "binary":
         other = np.setdiff1d(values, (0, 1, 255))
-        if other.size or (values == 1).any() and (values == 255).any():
+        if other.size or ((values == 1).any() and (values == 255).any()):
             raise ValueError(
-                f"{name}: a binary mask holds 0 and one of 1 or 255, got the values {np.unique(values)[:10].tolist()}; "
-                f"JPEG compression and smooth resizing cause such values: save masks as PNG and resize with nearest"
+                f"{name}: a binary mask holds 0 and one of 1 or 255, got the values {np.unique(values)[:10].tolist()}"
+                f"; JPEG compression and smooth resizing cause such values: save masks as PNG and resize with nearest"
             )
         return (values > 0).astype(np.uint8)
     return values
 
 
-def _stored_values(picture: Image.Image, name: str) -> np.ndarray:
-    """Return the numbers in a one-channel picture (a palette PNG's indices, not its colours)."""
+def stored_values(picture: Image.Image, name: str) -> np.ndarray:
+    """Return the numbers in a one-channel picture, of a palette PNG its indices.
+
+    Args:
+        picture: Loaded picture; colour files whose three channels are equal count as one channel.
+        name: What to call it in error messages.
+
+    Returns:
+        Integer (H, W), uint8 or int32.
+
+    Raises:
+        ValueError: The picture is in colour, or holds other things than integers.
+    """
     if picture.mode in ("RGB", "RGBA", "LA"):  # colour files that hold grey numbers
         channels = np.asarray(picture.convert("RGB"))
         if (channels != channels[..., :1]).any():
             raise ValueError(
-                f"{name}: label ids expected, but this is a colour picture; use mask_format 'rgb' with a palette in classes.json"
+                f"{name}: label ids expected, but this is a colour picture; use mask_format 'rgb' with a "
+                f"palette in classes.json"
             )
         return channels[..., 0]
     if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
@@ -249,9 +262,9 @@ def _ids_from_colors(colors: np.ndarray, annotation_format: AnnotationFormat, na
     if unknown.any():
         y, x = np.argwhere(unknown)[0].tolist()
         raise ValueError(
-            f"{name}: colour {tuple(colors[y, x].tolist())} at (x={x}, y={y}) is not in the palette ({int(unknown.sum())} such "
-            f"pixels); add it as a class or as \"ignore_color\" in classes.json; masks saved as JPEG or resized smoothly "
-            f"have such colours at every edge"
+            f"{name}: colour {tuple(colors[y, x].tolist())} at (x={x}, y={y}) is not in the palette "
+            f'({int(unknown.sum())} such pixels); add it as a class or as "ignore_color" in classes.json; masks saved '
+            f"as JPEG or resized smoothly have such colours at every edge"
         )
     small = annotation_format.num_classes <= 256 and 0 <= annotation_format.ignore_index <= 255
     return ids.astype(np.uint8 if small else np.int32)[place]
@@ -287,8 +300,8 @@ def check_label_range(label: np.ndarray, annotation_format: AnnotationFormat, na
     values = np.unique(label[wrong])
     shown = ", ".join(map(str, values[:10].tolist())) + (", ..." if values.size > 10 else "")
     raise ValueError(
-        f"{name}: {int(wrong.sum())} pixels have labels outside 0..{count - 1} (K={count} classes, ignore_index={ignored}): "
-        f"{shown}{_likely_cause(label, values, count, ignored)}"
+        f"{name}: {int(wrong.sum())} pixels have labels outside 0..{count - 1} (K={count} classes, ignore_index="
+        f"{ignored}): {shown}{_likely_cause(label, values, count, ignored)}"
     )
 
 
@@ -300,14 +313,14 @@ def _likely_cause(label: np.ndarray, wrong: np.ndarray, count: int, ignored: int
         return f"; 255 usually marks ignored pixels: set ignore_index=255 (now {ignored})"
     if wrong.tolist() == [count]:
         return (
-            "; ids seem to start at 1 (as in SceneParse150, where 0 means 'other'): subtract 1 and map 0 to ignore_index "
-            "(reduce_labels), or add the class that id 0 stands for"
+            "; ids seem to start at 1 (as in SceneParse150, where 0 means 'other'): subtract 1 and map 0 to "
+            "ignore_index (reduce_labels), or add the class that id 0 stands for"
         )
     if wrong.max() >= 1000:
         return "; such numbers are instance ids (class * 1000 + instance) or an encoded colour, not class ids"
     if wrong.size > 20:
         return (
-            "; so many different values come from JPEG compression or smooth resizing (save masks as PNG, resize with nearest), "
-            "or from the full label set of the data set instead of the one with fewer classes"
+            "; so many different values come from JPEG compression or smooth resizing (save masks as PNG, resize with "
+            "nearest), or from the full label set of the data set instead of the one with fewer classes"
         )
     return "; the class names file may lack classes, or these ids need a mapping to 0..K-1"

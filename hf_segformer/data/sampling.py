@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training samples by draw number: what step s of a run sees depends on the seed and s only.
 
-A run consumes draws 0, 1, 2, ... Each draw has one image (from the permutation of its epoch) and one random generator (seeded
-by the draw), so neither the number of workers nor a restart changes anything, and no position has to be stored or skipped to.
+A run consumes draws 0, 1, 2, ... Each draw has one image (from the permutation of its epoch) and one random generator
+(seeded by the draw), so neither the number of workers nor a restart changes anything, and no position has to be stored
+or skipped to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -73,9 +74,9 @@ class TrainingSamples(Dataset):
 class DrawSampler(Sampler[list[int]]):
     """Batch sampler that names the draws of one rank, from any optimizer step on.
 
-    Optimizer step s consumes the draws s*G .. (s+1)*G - 1, where G = batch_size * gradient_accumulation_steps * world_size is
-    the global batch. Within a step, micro-batches follow each other, and within a micro-batch, ranks do: so runs with equal G
-    see the same draws in every step, however G is made up.
+    Optimizer step s consumes the draws s*G .. (s+1)*G - 1, where G = batch_size * gradient_accumulation_steps *
+    world_size is the global batch. Within a step, micro-batches follow each other, and within a micro-batch, ranks do:
+    so runs with equal G see the same draws in every step, however G is made up.
 
     Args:
         batch_size: Samples per rank and micro-batch.

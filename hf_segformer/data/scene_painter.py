@@ -7,6 +7,7 @@ Lengths are in 1/128 of the picture's side (`_u` turns them into pixels); everyt
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,15 +17,48 @@ from .raster import Canvas, Colour, Draws, Shape, value_noise
 CLASS_NAMES = ("sky", "hill", "building", "tree", "grass", "road", "water", "car", "person", "pole", "wire")
 SKY, HILL, BUILDING, TREE, GRASS, ROAD, WATER, CAR, PERSON, POLE, WIRE = range(len(CLASS_NAMES))
 
-SKIES = ((128, 178, 226), (96, 140, 200), (196, 202, 208), (238, 196, 160), (208, 156, 176), (84, 96, 140), (168, 208, 220))
-HILLS = ((120, 138, 170), (150, 140, 160), (110, 132, 96), (160, 138, 110), (200, 204, 210), (96, 104, 120))
-WALLS = ((178, 92, 70), (204, 182, 146), (150, 150, 152), (222, 214, 204), (96, 106, 130), (196, 150, 84), (128, 142, 120))
+SKIES = (
+    (128, 178, 226),
+    (96, 140, 200),
+    (196, 202, 208),
+    (238, 196, 160),
+    (208, 156, 176),
+    (84, 96, 140),
+    (168, 208, 220),
+)
+HILLS = ((112, 130, 164), (142, 128, 156), (104, 126, 92), (156, 130, 104), (172, 170, 180), (90, 96, 116))
+WALLS = (
+    (178, 92, 70),
+    (204, 182, 146),
+    (150, 150, 152),
+    (222, 214, 204),
+    (96, 106, 130),
+    (196, 150, 84),
+    (128, 142, 120),
+)
 ROOFS = ((150, 70, 54), (90, 84, 88), (120, 96, 78), (76, 92, 112))
 LEAVES = ((64, 112, 52), (92, 138, 62), (40, 84, 60), (190, 118, 50), (168, 66, 50), (196, 166, 66), (206, 150, 168))
 TRUNKS = ((92, 70, 52), (120, 110, 100), (62, 48, 42))
-MEADOWS = ((112, 156, 70), (146, 166, 84), (190, 172, 100), (146, 116, 80), (206, 208, 206), (80, 132, 96), (166, 150, 130))
+MEADOWS = (
+    (112, 156, 70),
+    (146, 166, 84),
+    (90, 140, 64),
+    (190, 172, 100),
+    (146, 116, 80),
+    (206, 208, 206),
+    (80, 132, 96),
+    (166, 150, 130),
+)
 ROADS = ((104, 104, 108), (140, 138, 136), (166, 142, 112), (112, 90, 82), (92, 104, 124), (176, 174, 170))
-WATERS = ((82, 124, 168), (110, 156, 176), (80, 120, 112), (150, 160, 168), (190, 160, 150), (70, 84, 120), (126, 132, 100))
+WATERS = (
+    (82, 124, 168),
+    (110, 156, 176),
+    (64, 120, 130),
+    (130, 150, 172),
+    (170, 150, 156),
+    (60, 84, 130),
+    (110, 132, 116),
+)
 PAINTS = ((190, 52, 46), (228, 226, 220), (58, 62, 70), (70, 106, 166), (216, 176, 60), (84, 130, 90), (150, 150, 156))
 CLOTHES = (*PAINTS, (150, 84, 60), (120, 90, 140), (220, 140, 120))
 SKINS = ((236, 196, 168), (204, 152, 116), (150, 104, 76), (96, 66, 52))
@@ -91,11 +125,11 @@ class ScenePainter:
 
     def _hill(self) -> None:
         ridge = self._profile_noise(24) + self._profile_noise(7) // 4
-        profile = self.horizon - self._between(10, 26) + ridge * self._between(8, 15) // 128
-        strata = self._noise(5, 20)
-        self.canvas.paint(
-            self.canvas.below(profile), self.draws.colour(HILLS, 24), HILL, strata * 2 // 5 + self.grain
-        )
+        profile = self.horizon - self._between(14, 32) + ridge * self._between(8, 15) // 128
+        period, across = self._u(12), np.arange(self.size, dtype=np.int32)
+        phase = (2 * across[:, None] + across + self.coarse * self.size // 2560) % period
+        strata = np.abs(2 * phase - period) * 60 // period - 30
+        self.canvas.paint(self.canvas.below(profile), self.draws.colour(HILLS, 24), HILL, strata // 2 + self.grain)
         if self.draws.chance(25):
             self.canvas.paint(self.canvas.ribbon(0, profile, self._u(5)), SNOW, HILL, strata // 6)
 
@@ -151,12 +185,15 @@ class ScenePainter:
     def _windows(self, left: int, top: int, right: int, base: int) -> None:
         draws, canvas, u = self.draws, self.canvas, self._u
         wide, tall, gap = self._between(4, 6), self._between(5, 7), self._between(4, 5)
-        glass = draws.colour(PANES, 12)
-        for y in range(top + u(4), base - tall - 1, tall + gap):
-            for x in range(left + u(3), right - wide - 1, wide + gap):
-                pane = canvas.box(x, y, x + wide, y + tall)
-                canvas.paint(pane, LAMPLIGHT if draws.chance(12) else glass, BUILDING)
-                canvas.paint(canvas.box(x, y + tall, x + wide, y + tall + 1), SILL, BUILDING)
+        left, top, pitch = left + u(3), top + u(4), (wide + gap, tall + gap)
+        columns, rows = (right - 1 - left) // pitch[0], (base - 1 - top) // pitch[1]
+        panes = canvas.grid(left, top, columns, rows, (wide, tall), pitch)
+        canvas.paint(panes, draws.colour(PANES, 12), BUILDING)
+        for y in range(top, top + rows * pitch[1], pitch[1]):
+            for x in range(left, left + columns * pitch[0], pitch[0]):
+                if draws.chance(12):
+                    canvas.paint(canvas.box(x, y, x + wide, y + tall), LAMPLIGHT, BUILDING)
+        canvas.paint(canvas.grid(left, top + tall, columns, rows, (wide, 1), pitch), SILL, BUILDING)
 
     # Trees
 
@@ -296,7 +333,9 @@ class ScenePainter:
             (paint, belt, roof, half, half * 3 // 4),
             (glass, belt - 1, roof + max(height // 10, 1), half * 4 // 5, half * 3 // 5),
         ):
-            canvas.paint(canvas.polygon((x - low, foot), (x - high, head), (x + high, head), (x + low, foot)), colour, CAR)
+            canvas.paint(
+                canvas.polygon((x - low, foot), (x - high, head), (x + high, head), (x + low, foot)), colour, CAR
+            )
         canvas.paint(canvas.box(x - half, belt, x + half, base - 1), paint, CAR)
         for side in (x - half, x + half - lamp):
             canvas.paint(canvas.box(side, belt + 1, side + lamp, belt + 1 + max(lamp // 2, 1)), TAIL_LIGHT, CAR)
@@ -331,14 +370,16 @@ class ScenePainter:
             canvas.paint(canvas.box(side, hip - 1, side + arm, hip + arm), skin, PERSON)
         top = base - height + head + 1
         canvas.paint(canvas.ellipse(x, top, head + 1, head + 1), skin, PERSON)
-        canvas.paint(canvas.box(x - head - 1, top - head - 1, x + head + 2, top - head // 2), draws.colour(HAIR, 12), PERSON)
+        canvas.paint(
+            canvas.box(x - head - 1, top - head - 1, x + head + 2, top - head // 2), draws.colour(HAIR, 12), PERSON
+        )
 
     # Poles and wires
 
     def _pole_row(self, base: int) -> list[Task]:
         if self.draws.chance(10):
             return []
-        spacing, height, width = self._between(50, 78), self._between(48, 70), self._between(4, 5)
+        spacing, height, width = self._between(50, 78), self._between(48, 70), self._u(5)
         rod = self.draws.colour(RODS, 14)
         tops = [(x, base - height) for x in range(self._between(2, 42) - spacing, self.size + spacing, spacing)]
         return [(base, lambda: self._pole_line(tops, [base] * len(tops), [width] * len(tops), rod))]
@@ -349,17 +390,21 @@ class ScenePainter:
         rod, tall = self.draws.colour(RODS, 14), self.draws.integer(90, 120)
         reaches = [self._u(reach) for reach in (16, 34, 72)]
         bases = [self.horizon + reach for reach in reaches]
-        tops = [(across(base, percent), base - self._u(18) - tall * reach // 100) for base, reach in zip(bases, reaches, strict=True)]
-        widths = [self._u(width) for width in (3, 4, 5)]
+        tops = [
+            (across(base, percent), base - self._u(18) - tall * reach // 100)
+            for base, reach in zip(bases, reaches, strict=True)
+        ]
+        widths = [self._u(width) for width in (3, 5, 6)]
         return [(bases[0], lambda: self._pole_line(tops, bases, widths, rod))]
 
     def _pole_line(self, tops: list[tuple[int, int]], bases: list[int], widths: list[int], rod: Colour) -> None:
         """Poles from far to near; either lamps, or masts with one or two wires from each to the next."""
         draws, canvas, u = self.draws, self.canvas, self._u
         strands = draws.pick((0, 1, 2, 2))
-        bright = int(canvas.image[: self.horizon // 2].mean(dtype=np.float64)) > 100
+        top = canvas.image[: self.horizon // 2]
+        bright = top.sum(dtype=np.int64) > 100 * top.size
         cable = draws.colour(((46, 44, 46),) if bright else ((214, 210, 200),), 14)
-        for (x0, y0), (x1, y1) in zip(tops, tops[1:], strict=False):
+        for (x0, y0), (x1, y1) in itertools.pairwise(tops):
             for strand in range(strands):
                 drop = u(3 + 14 * strand)
                 self._wire(x0, y0 + drop, x1, y1 + drop, cable)
@@ -367,6 +412,8 @@ class ScenePainter:
             left = x - width // 2
             self._shadow(x, base, u(4))
             canvas.paint(canvas.box(left, top, left + width, base), rod, POLE)
+            canvas.shade(canvas.box(left, top, left + u(1), base), 135)
+            canvas.shade(canvas.box(left + width - u(2), top, left + width, base), 60)
             if strands:
                 canvas.paint(canvas.box(left - u(4), top + u(2), left + width + u(4), top + u(5)), rod, POLE)
             else:
@@ -395,6 +442,6 @@ class ScenePainter:
         lit = np.empty((size, size, 3), np.uint8)
         for channel in range(3):
             noise = (draws.bytes(size, size) + draws.bytes(size, size) - 255) * strength // 128
-            tint = draws.integer(84, 112) * exposure * 256 // 10000
+            tint = draws.integer(90, 110) * exposure * 256 // 10000
             lit[..., channel] = np.clip((self.canvas.image[..., channel] * (slope * tint >> 8) >> 8) + noise, 0, 255)
         return lit

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded data set "scenes": small street and country views drawn from a seed, with exact labels.
 
-Colours are drawn per object from lists that overlap between classes (a lake may be as grey as a road, a tree as red as a
-brick wall), and the whole picture is tinted, lit from one side, shadowed and noisy: what tells the classes apart is texture,
-shape and place. Objects hide one another, and poles, lamps and wires are a few pixels thick.
+Colours are drawn per object from lists that overlap between classes (a lake may be as grey as a road, a tree as red as
+a brick wall), and the whole picture is tinted, lit from one side, shadowed and noisy: what tells the classes apart is
+texture, shape and place. Objects hide one another, and poles, lamps and wires are a few pixels thick.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def draw_scene(seed: int, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     return ScenePainter(seed, size).paint()
 
 
-def load_scenes(
-    num_train: int = 600, num_validation: int = 100, size: int = 128, seed: int = 0
-) -> SegmentationData:
+def load_scenes(num_train: int = 600, num_validation: int = 100, size: int = 128, seed: int = 0) -> SegmentationData:
     """Draw the data set "scenes"; it stays in memory and writes no files.
 
     Args:
@@ -76,6 +74,8 @@ def load_scenes(
     for name, count in (("num_train", num_train), ("num_validation", num_validation)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     first = seed << 64
     return SegmentationData(
         train=_drawn("train", first, num_train, size),

@@ -2,18 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training augmentation as published: pure functions over arrays, and the class that draws their parameters.
 
-Images are uint8 (H, W, 3) RGB and labels integer (H, W) until `normalize`. What OpenCV computed in the published recipes is
-computed by OpenCV here: bilinear resizing without antialias, and its 8-bit HSV with hue in 0..179.
+Images are uint8 (H, W, 3) RGB and labels integer (H, W) until `normalize`. What OpenCV computed in the published
+recipes is computed by OpenCV here: bilinear resizing without antialias, and its 8-bit HSV with hue in 0..179.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import dataclass
 
 import numpy as np
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def _opencv():
+    """Import OpenCV; worker processes share the cores, so in them it keeps to one thread."""
+    import cv2
+
+    if multiprocessing.parent_process() is not None and cv2.getNumThreads() > 1:
+        cv2.setNumThreads(0)
+    return cv2
 
 
 def rescaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
@@ -32,8 +42,7 @@ def rescaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int,
 
 def resize(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Resize to (height, width): the image bilinearly without antialias, the label to its nearest pixel."""
-    import cv2
-
+    cv2 = _opencv()
     target = (max(size[1], 1), max(size[0], 1))
     image = cv2.resize(image, target, interpolation=cv2.INTER_LINEAR)
     return image, cv2.resize(label, target, interpolation=cv2.INTER_NEAREST)
@@ -57,8 +66,9 @@ def draw_crop(
         label: Integer (H, W).
         size: Height and width of the crop; where the label is smaller, all of it is taken.
         generator: Source of the draws.
-        cat_max_ratio: Up to ten draws are made until at least two classes are in the crop and the largest covers less than
-            this share of its labelled pixels; the last draw stands whatever it holds. 1 or more: the first draw stands.
+        cat_max_ratio: Up to ten draws are made until at least two classes are in the crop and the largest covers less
+            than this share of its labelled pixels; the last draw stands whatever it holds. 1 or more: the first draw
+            stands.
         ignore_index: Label that counts as no class.
 
     Returns:
@@ -91,21 +101,18 @@ def _levels(factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
 
 def adjust_brightness(image: np.ndarray, offset: float) -> np.ndarray:
     """Add `offset` to every channel (clipped, fraction cut)."""
-    import cv2
-
+    cv2 = _opencv()
     return cv2.LUT(image, _levels(offset=offset))
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Multiply every channel by `factor` (clipped, fraction cut)."""
-    import cv2
-
+    cv2 = _opencv()
     return cv2.LUT(image, _levels(factor))
 
 
 def _map_hsv(image: np.ndarray, channel: int, levels: np.ndarray) -> np.ndarray:
-    import cv2
-
+    cv2 = _opencv()
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     table[:, channel] = levels
     hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
@@ -125,8 +132,8 @@ def adjust_hue(image: np.ndarray, offset: int) -> np.ndarray:
 def photometric_distortion(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast, saturation and hue, each with probability 1/2.
 
-    Brightness moves by U(-32, 32), contrast and saturation are scaled by U(0.5, 1.5), hue turns by -18..17 half degrees;
-    contrast comes second or last, with equal probability.
+    Brightness moves by U(-32, 32), contrast and saturation are scaled by U(0.5, 1.5), hue turns by -18..17 half
+    degrees; contrast comes second or last, with equal probability.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -161,7 +168,7 @@ def normalize(
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int], ignore_index: int = 255) -> tuple:
-    """Fill up to `size` at the bottom and right, the normalised image (3, H, W) with 0 and the label with `ignore_index`."""
+    """Fill up to `size` below and to the right: the normalised image (3, H, W) with 0, the label ignored."""
     below, beside = max(size[0] - label.shape[0], 0), max(size[1] - label.shape[1], 0)
     image = np.pad(image, ((0, 0), (0, below), (0, beside)))
     return image, np.pad(label, ((0, below), (0, beside)), constant_values=ignore_index)
@@ -173,8 +180,8 @@ class TrainingTransform:
 
     Attributes:
         scale: Base size for the scale jitter, long and short side; None takes each image's own size.
-        ratio_range: The base size is multiplied by a number drawn uniformly from here; None leaves the image at its size when
-            `scale` is None too, otherwise resizes it to the base size.
+        ratio_range: The base size is multiplied by a number drawn uniformly from here; None leaves the image at its
+            size when `scale` is None too, otherwise resizes it to the base size.
         crop_size: (height, width) of the result, cut out at random and padded; None keeps the whole image.
         cat_max_ratio: See `draw_crop`; 1 switches it off.
         flip_probability: Of mirroring left and right, in 0..1.
@@ -207,7 +214,8 @@ class TrainingTransform:
             generator: Source of all draws.
 
         Returns:
-            Image as float32 (3, h, w) and label as int64 (h, w), both C-contiguous; (h, w) is `crop_size` if that is set.
+            Image as float32 (3, h, w) and label as int64 (h, w), both C-contiguous; (h, w) is `crop_size` if that is
+            set.
         """
         image, label = self._jitter_scale(image, label, generator)
         if self.crop_size is not None:

@@ -40,16 +40,16 @@ def check_dataset(data: SegmentationData, max_samples: int = 1000, num_workers: 
 
     Args:
         data: The data set.
-        max_samples: A split with more samples than this is checked at that many evenly spaced ones, the first and the last
-            among them; smaller splits are checked whole. At least 1.
+        max_samples: A split with more samples than this is checked at that many evenly spaced ones, the first and the
+            last among them; smaller splits are checked whole. At least 1.
         num_workers: Threads that read; None takes one per processor, at most 8.
 
     Returns:
         What was seen. Classes without a single pixel in the checked training samples are announced as a warning.
 
     Raises:
-        ValueError: A split is empty, or samples are unreadable, differ in size from their annotation or hold labels that are
-            not allowed. All of them are counted, and the first five described with their file names.
+        ValueError: A split is empty, or samples are unreadable, differ in size from their annotation or hold labels
+            that are not allowed. All of them are counted, and the first five described with their file names.
     """
     if max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")

@@ -20,8 +20,8 @@ def initialize_as_published(model: nn.Module) -> None:
     | head projections and classifier | PyTorch's default | PyTorch's default |
     | head fusion | Kaiming normal, fan out | none |
 
-    `transformers` draws everything from a normal distribution with standard deviation 0.02, which trains more slowly from
-    scratch. Draws from PyTorch's global generator.
+    `transformers` draws everything from a normal distribution with standard deviation 0.02, which trains more slowly
+    from scratch. Draws from PyTorch's global generator.
 
     Args:
         model: A `SegformerForSemanticSegmentation`.

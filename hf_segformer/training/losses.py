@@ -13,7 +13,8 @@ def count_pixels(labels: torch.Tensor, ignore_index: int = 255, average: str = "
     Args:
         labels: (B, H, W) int64.
         ignore_index: Label of pixels without a class.
-        average: "valid" counts pixels with a class (`transformers`), "all" counts every pixel (NVlabs, mmsegmentation).
+        average: "valid" counts pixels with a class (`transformers`), "all" counts every pixel (NVlabs,
+            mmsegmentation).
 
     Returns:
         Scalar int64.

@@ -14,16 +14,16 @@ def parameter_groups(
 ) -> list[dict]:
     """Split a model's trainable parameters into groups for AdamW.
 
-    LayerNorm weights and biases of the encoder are not decayed; everything else is, biases and the decode head's BatchNorm
-    included. The head learns `head_multiplier` times faster.
+    LayerNorm weights and biases of the encoder are not decayed; everything else is, biases and the decode head's
+    BatchNorm included. The head learns `head_multiplier` times faster.
 
     Args:
         model: A `SegformerForSemanticSegmentation`, wrapped or not.
         learning_rate: Peak learning rate of the encoder.
         weight_decay: Decoupled weight decay.
         head_multiplier: Learning rate of `decode_head` divided by `learning_rate`.
-        decay_stage_norms: Also decay the LayerNorm at the end of each stage, as mmsegmentation's recipes do (their rule
-            matches parameter names, and those norms have no "norm" in theirs).
+        decay_stage_norms: Also decay the LayerNorm at the end of each stage, as mmsegmentation's recipes do (their
+            rule matches parameter names, and those norms have no "norm" in theirs).
 
     Returns:
         Groups "encoder", "encoder_norm" and "head" with the keys `name`, `params`, `lr`, `initial_lr`, `weight_decay`;

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resumable training state: small, and on disk either whole or not at all.
 
-A run is a function of (seed, step): data order, augmentation, dropout and learning rate follow from the step. So the state is
-weights, optimizer, loss scaler, the step and what was logged.
+A run is a function of (seed, step): data order, augmentation, dropout and learning rate follow from the step. So the
+state is weights, optimizer, loss scaler, the step and what was logged.
 """
 
 import json
@@ -50,8 +50,8 @@ def save_state(
 ) -> Path:
     """Write `folder/step-N`, then drop all but the newest `keep` states. Call it in one process only.
 
-    The files are written to a temporary folder and flushed to disk before that folder gets its name, so a run killed at
-    any moment leaves its last complete state.
+    The files are written to a temporary folder and flushed to disk before that folder gets its name, so a run killed
+    at any moment leaves its last complete state.
 
     Args:
         folder: Where states are kept; created if missing.

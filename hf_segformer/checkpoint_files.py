@@ -1,0 +1,369 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Read checkpoint files of any origin without running anything they contain.
+
+Pickles are read by `torch.load(weights_only=True)`. What training frameworks store beside weights is allowed by an
+explicit list of names, each of which becomes an inert stand-in: neither mmengine nor numpy takes part in reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .checkpoint_layouts import listed
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+
+# What mmengine, mmcv, timm and others pickle beside the weights. None of it is used.
+INERT_GLOBALS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.WindowsPath",
+)
+
+# Where files keep the weights: those to use, and running averages of them.
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
+_EMA_CONTAINERS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")
+
+# Training logs of 320k iterations fit; beyond that it is no checkpoint's metadata.
+_MAX_PICKLE_BYTES = 256 * 2**20
+_MAX_JSON_BYTES = 16 * 2**20
+# Hashing a deeply nested tuple overflows the interpreter's stack; checkpoints nest about ten deep.
+_MAX_NESTING = 200
+_MAX_NAME_LENGTH = 200
+_CONFIG_TEXT_BYTES = 2**20
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        state_dict: Tensors by name, on the CPU, as stored.
+        files: SHA-256 of every file read, by file name.
+        container: Keys that led to the tensors inside the file, such as "state_dict".
+        class_names: Class names from the file's metadata, or None.
+        palette: (R, G, B) in 0..255 of each of them, or None.
+        image_scale: (longest, shortest) edge in pixels from the file's training configuration, or None.
+        config: A `transformers` configuration beside the weights, or None.
+        preprocessor_config: The image processor's beside the weights, or None.
+        notes: What else a user should know.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    files: dict[str, str] = field(default_factory=dict)
+    container: str = ""
+    class_names: tuple[str, ...] | None = None
+    palette: list[list[int]] | None = None
+    image_scale: tuple[int, int] | None = None
+    config: dict[str, Any] | None = None
+    preprocessor_config: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_checkpoint(source: str | Path, revision: str | None = None, ema: bool = False) -> Checkpoint:
+    """Read a checkpoint: a file, a folder (sharded or not), or a model on the Hub.
+
+    Args:
+        source: Path, or Hub id "owner/name".
+        revision: Branch, tag or commit on the Hub.
+        ema: Where the file keeps averaged weights beside the others, take those.
+
+    Returns:
+        The tensors and what the file says about them.
+
+    Raises:
+        ValueError: There is no such source, or it is damaged, unsafe to read or no checkpoint; names the file.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _read_weights([path], ema)
+    if not path.is_dir():
+        path = _download(str(source), revision)
+    files, index = _weight_files(path)
+    checkpoint = _read_weights(files, ema)
+    if index is not None:
+        _check_index(index, checkpoint.state_dict)
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if config.get("model_type") == "segformer":
+        checkpoint.config = config
+        if (path / "preprocessor_config.json").is_file():
+            checkpoint.preprocessor_config = read_json(path / "preprocessor_config.json")
+    return checkpoint
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(
+            f"source must be a file, a folder or a Hub id owner/name, got {repo_id!r}, which does not exist"
+        )
+    kinds = (["*.safetensors", "*.safetensors.index.json"], ["*.bin", "*.bin.index.json", "*.pth", "*.pt"])
+    for patterns in kinds:
+        try:
+            folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns, "*config.json"]))
+        except Exception as error:  # network, authorisation, cache: each has its own class
+            raise ValueError(f"{repo_id!r} is no file or folder here, and the Hub says: {error}") from error
+        if any(entry.suffix in WEIGHT_SUFFIXES for entry in folder.iterdir()):
+            return folder
+    raise ValueError(f"{repo_id!r} on the Hub has no weights ({', '.join(WEIGHT_SUFFIXES)})")
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], Path | None]:
+    """The files with weights in `folder`, and the index that names them if there is one."""
+    named = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if named is not None and named.suffix != ".json":
+        return [named], None
+    if named is not None:
+        shards = sorted({str(name) for name in _weight_map(named).values()})
+        wrong = [name for name in shards if Path(name).name != name or Path(name).suffix not in WEIGHT_SUFFIXES]
+        if wrong:
+            raise ValueError(f"{named}: shards must be weight files in the same folder, got {listed(wrong)}")
+        if missing := [name for name in shards if not (folder / name).is_file()]:
+            raise ValueError(f"{named}: shards are missing: {listed(missing)}")
+        return [folder / name for name in shards], named
+    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if len(found) != 1:
+        names = listed(path.name for path in found) or "none"
+        raise ValueError(f"{folder} must hold one checkpoint ({', '.join(WEIGHT_SUFFIXES)}), found {names}")
+    return found, None
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} must have a weight_map from tensor to file")
+    return weight_map
+
+
+def _check_index(index: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
+    difference = set(_weight_map(index)) ^ set(state_dict)
+    if difference:
+        raise ValueError(f"{index} and its shards disagree about {listed(sorted(map(str, difference)))}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: It is too large, damaged or no object.
+    """
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {_MAX_JSON_BYTES} are no configuration")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _read_weights(files: list[Path], ema: bool) -> Checkpoint:
+    checkpoint = Checkpoint(state_dict={})
+    for path in files:
+        if path.suffix == ".safetensors":
+            tensors = _read_safetensors(path)
+        else:
+            loaded = _read_pickle(path)
+            tensors = _unwrap(loaded, path, ema, checkpoint)
+            _read_metadata(loaded, checkpoint)
+        _check_tensors(tensors, path)
+        if twice := sorted(set(tensors) & set(checkpoint.state_dict)):
+            raise ValueError(f"{path} repeats tensors of another shard: {listed(twice)}")
+        checkpoint.state_dict.update(tensors)
+        with open(path, "rb") as file:
+            checkpoint.files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        raise ValueError(f"{path} is no safetensors file or is damaged: {error}") from error
+
+
+class _Unread:
+    """Stands in for whatever a checkpoint holds beside tensors and plain values."""
+
+    def __init__(self, *args):
+        pass
+
+    def __new__(cls, *args):
+        return super().__new__(cls)
+
+    def __setstate__(self, state):
+        pass
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            _check_before_unpickling(file)
+        with torch.serialization.safe_globals([(_Unread, name) for name in INERT_GLOBALS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # A reader of hostile input fails in any way; `torch` advises to switch off the protection, which we do not repeat.
+    except Exception as error:
+        if refused := re.search(r"GLOBAL (\S+)|(?:function|but got) (<.*?>)", str(error)):
+            raise ValueError(
+                f"{path} refers to {refused[1] or refused[2]}, which weights never need and which could run code. "
+                "It was not read; where you trust it, save its state dict alone"
+            ) from None
+        reason = str(error).split("\n")[0][:300] or type(error).__name__
+        raise ValueError(f"{path} is no checkpoint or is damaged: {reason}") from None
+
+
+def _check_before_unpickling(file: BinaryIO) -> None:
+    """Refuse what would exhaust memory or stack before `torch.load` sees it."""
+    is_archive = file.read(4) == b"PK\x03\x04"
+    file.seek(0)
+    if not is_archive:
+        for _ in range(5):  # the older format: magic number, version, system, object, storage keys
+            _check_nesting(file)
+        return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if squeezed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+            raise ValueError(f"compressed entries, which PyTorch never writes: {listed(squeezed, 3)}")
+        claimed, size = sum(entry.file_size for entry in entries), file.seek(0, 2)
+        if claimed > size:
+            raise ValueError(f"entries of {claimed} bytes in a file of {size}")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                if entry.file_size > _MAX_PICKLE_BYTES:
+                    raise ValueError(f"{entry.filename} has {entry.file_size} bytes, {_MAX_PICKLE_BYTES} are allowed")
+                with archive.open(entry) as stream:
+                    _check_nesting(stream)
+
+
+def _check_nesting(stream: BinaryIO) -> None:
+    """Follow a pickle's stack without building anything, and refuse it if it nests too deep."""
+    depths: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    start = None
+    for opcode, argument, position in pickletools.genops(stream):
+        start = position if start is None else start
+        if position - start > _MAX_PICKLE_BYTES:
+            raise ValueError(f"more than {_MAX_PICKLE_BYTES} bytes of metadata")
+        if opcode.name == "MARK":
+            marks.append(len(depths))
+        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = depths[-1]
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            depths.append(memo[argument])
+        else:
+            before = opcode.stack_before
+            has_mark = pickletools.markobject in before
+            first = marks.pop() - before.index(pickletools.markobject) if has_mark else len(depths) - len(before)
+            taken = depths[first:]
+            del depths[first:]
+            if opcode.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"):
+                depth = max(taken[0], 1 + max(taken[1:], default=-1))
+            else:
+                depth = 1 + max(taken, default=-1)
+            if depth > _MAX_NESTING:
+                raise ValueError(f"metadata nested more than {_MAX_NESTING} deep")
+            depths.extend([depth] * len(opcode.stack_after))
+
+
+def _unwrap(loaded: Any, path: Path, ema: bool, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Find the state dict inside what a file holds; fills `checkpoint.container` and notes."""
+    wanted = (*_EMA_CONTAINERS, *_CONTAINERS) if ema else (*_CONTAINERS, *_EMA_CONTAINERS)
+    keys: list[str] = []
+    while isinstance(loaded, dict) and (inside := [key for key in wanted if isinstance(loaded.get(key), dict)]):
+        if not ema and (averaged := [key for key in inside if key in _EMA_CONTAINERS and key != inside[0]]):
+            checkpoint.notes.append(
+                f"the file also holds averaged weights under {listed(averaged)}, which are left out"
+            )
+        keys.append(inside[0])
+        loaded = loaded[inside[0]]
+    checkpoint.container = ".".join(keys)
+    if not isinstance(loaded, dict) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        found = f"keys {listed(map(str, loaded), 10)}" if isinstance(loaded, dict) else type(loaded).__name__
+        raise ValueError(f"{path} holds no weights by name, but {found}")
+    counters = [key for key, value in loaded.items() if key in ("steps", "n_averaged") and isinstance(value, int)]
+    return {key: value for key, value in loaded.items() if key not in counters}
+
+
+def _check_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: names of weights must be text, got {name!r:.100}")
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise ValueError(f"{path}: {name} must be a tensor, got {type(tensor).__name__.lstrip('_')}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+            raise ValueError(f"{path}: {name} must be a dense real tensor, got {tensor.dtype}, {tensor.layout}")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            stored = tensor.untyped_storage().nbytes()
+            raise ValueError(f"{path}: {name} claims the shape {tuple(tensor.shape)}, but {stored} bytes are stored")
+
+
+def _read_metadata(loaded: Any, checkpoint: Checkpoint) -> None:
+    """Class names, palette and picture size, as mmcv (`CLASSES`, `config`) and mmengine (`dataset_meta`, `cfg`) do."""
+    meta = loaded.get("meta") if isinstance(loaded, dict) else None
+    if not isinstance(meta, dict):
+        return
+    about = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
+    names = about.get("classes", about.get("CLASSES"))
+    if _is_list(names) and all(isinstance(name, str) for name in names):
+        if any(len(name) > _MAX_NAME_LENGTH for name in names):
+            raise ValueError(f"class names in the metadata must have at most {_MAX_NAME_LENGTH} characters")
+        checkpoint.class_names = tuple(name.strip() for name in names)
+    palette = about.get("palette", about.get("PALETTE"))
+    if checkpoint.class_names and _is_palette(palette, len(checkpoint.class_names)):
+        checkpoint.palette = [list(color) for color in palette]
+    text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")[:_CONFIG_TEXT_BYTES]
+    scales = {
+        tuple(map(int, found)) for found in re.findall(r"\b(?:img_)?scale\s*=\s*\((\d{2,5}),\s*(\d{2,5})\)", text)
+    }
+    if len(scales) == 1:
+        scale = scales.pop()
+        checkpoint.image_scale = (max(scale), min(scale))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and 0 < len(value) <= 2**16
+
+
+def _is_palette(value: Any, count: int) -> bool:
+    return (
+        _is_list(value)
+        and len(value) == count
+        and all(_is_list(color) and len(color) == 3 for color in value)
+        and all(isinstance(part, int) and 0 <= part <= 255 for color in value for part in color)
+    )

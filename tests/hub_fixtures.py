@@ -1,0 +1,69 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests that push: a Hub that this process uses, and a model folder."""
+
+import time
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+from PIL import Image
+
+from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
+from hf_segformer.hub import model_card
+from hf_segformer.metrics import write_metrics
+from hub_server import HubServer
+
+METRICS = {"mean_iou": 0.4321, "mean_accuracy": 0.5, "overall_accuracy": float("nan"), "per_category_iou": [0.1, 0.2]}
+
+
+def pushed_files(hub, repo_id="user/model", ref="main") -> dict[str, bytes]:
+    repository = hub.repositories[repo_id]
+    files = repository.commits[repository.refs[ref]].files
+    return {name: file.content for name, file in files.items() if name != ".gitattributes"}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub, and this process set to use it."""
+    with HubServer() as server:
+        use_hub(monkeypatch, server)
+        yield server
+    close_session()
+
+
+def use_hub(monkeypatch, server):
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_owner")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    close_session()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that were slept; nothing really sleeps."""
+    seconds = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config, randomize):
+    """What train.py leaves behind: a model, and files that must stay at home."""
+    folder = tmp_path / "model"
+    config = tiny_config()
+    randomize(SegformerForSemanticSegmentation(config)).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    write_metrics(METRICS, folder / "metrics.json")
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    for name in ("states/step-2/model.safetensors", "runs/events.bin", "overlays/a.png", ".export-x/a.png"):
+        (folder / name).parent.mkdir(parents=True)
+        Image.fromarray(picture).save(folder / name, format="png")
+    for name in (".hidden.json", "training_args.bin", "trainer_state.json", "optimizer.pt", "code.py"):
+        (folder / name).write_text("{}")
+    card = model_card(str(folder), "scenes", METRICS, "table", {"seed": 0}, "overlays/a.png", config=config)
+    (folder / "README.md").write_text(card)
+    return folder

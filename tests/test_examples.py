@@ -1,0 +1,283 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The example scripts, run as a user runs them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+
+import hf_segformer
+from hf_segformer.data import draw_scene, load_scenes
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SMALL = ["--crop_size", "64", "--batch_size", "2", "--log_every", "1", "--num_workers", "1"]
+
+
+def launch(script, *arguments, processes=1, check=True):
+    """`accelerate launch` of an example; its output on standard output."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # On CPU, launch starts several processes only with the flag that is named after GPUs.
+    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    command += [str(EXAMPLES / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment() | {"ACCELERATE_USE_CPU": "1"})
+    if check and result.returncode:
+        raise AssertionError(f"{script} failed:\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}")
+    return result
+
+
+def environment():
+    root = str(Path(hf_segformer.__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A user's own data: 10 training and 5 validation pictures of 72x96, which no batch size divides."""
+    root = tmp_path_factory.mktemp("pictures")
+    names = load_scenes(num_train=1, num_validation=1).class_names
+    (root / "classes.json").write_text(json.dumps({"names": list(names)}))
+    for split, count in (("train", 10), ("val", 5)):
+        for kind in ("images", "annotations"):
+            (root / split / kind).mkdir(parents=True)
+        for index in range(count):
+            image, label = draw_scene(index + (1000 if split == "val" else 0))
+            Image.fromarray(image[:72, :96]).save(root / split / "images" / f"{index}.png")
+            Image.fromarray(label[:72, :96].astype(np.uint8)).save(root / split / "annotations" / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """Output of a short training run with two processes."""
+    output_dir = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--dataset", "folder", "--data_root", folder, "--max_steps", 4, "--eval_every", 2, *SMALL]
+    result = launch("train.py", *arguments, "--output_dir", output_dir, "--report_to", "tensorboard", processes=2)
+    return output_dir, result.stdout
+
+
+def test_training_leaves_a_usable_folder(trained):
+    output_dir, printed = trained
+    expected = ["model.safetensors", "config.json", "preprocessor_config.json", "README.md", "metrics.json"]
+    for name in [*expected, "per_class_iou.txt", "learning_curve.png"]:
+        assert (output_dir / name).stat().st_size > 0, name
+    assert not list(output_dir.glob(".*")), "temporary files are left"
+    pictures = sorted((output_dir / "overlays").glob("*.png"))
+    assert len(pictures) == 5
+    for path in [*pictures, output_dir / "learning_curve.png"]:
+        assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 10, path
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    assert 0 < metrics["mean_iou"] < 1
+    assert metrics["step"] == 4
+    assert str(output_dir) in printed and "pipeline(" in printed
+    assert list(output_dir.rglob("events.out.tfevents*"))
+    model, info = AutoModelForSemanticSegmentation.from_pretrained(output_dir, output_loading_info=True)
+    assert type(model).__module__.startswith("hf_segformer")
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert len(model.config.palette) == model.config.num_labels
+    image, _ = draw_scene(5)
+    assert pipeline("image-segmentation", model=str(output_dir))(Image.fromarray(image))
+
+
+def test_evaluation_does_not_depend_on_the_number_of_processes(trained, folder, tmp_path):
+    output_dir, _ = trained
+    results = []
+    for processes in (1, 2):
+        target = tmp_path / str(processes)
+        arguments = ["--model", output_dir, "--dataset", "folder", "--data_root", folder, "--batch_size", 2]
+        result = launch("evaluate.py", *arguments, "--output_dir", target, processes=processes)
+        assert "mIoU" in result.stdout and "sky" in result.stdout
+        results.append(json.loads((target / "metrics.json").read_text()))
+    assert results[0] == results[1]
+    assert results[0]["images"] == 5
+    # The figure the training run ended with.
+    assert results[0]["mean_iou"] == json.loads((output_dir / "metrics.json").read_text())["mean_iou"]
+
+
+def test_evaluation_equals_a_plain_loop(trained, folder):
+    output_dir, _ = trained
+    model = AutoModelForSemanticSegmentation.from_pretrained(output_dir).eval()
+    processor = AutoImageProcessor.from_pretrained(output_dir)
+    intersection, union = np.zeros(model.config.num_labels), np.zeros(model.config.num_labels)
+    for path in sorted((folder / "val" / "images").iterdir()):
+        label = np.asarray(Image.open(folder / "val" / "annotations" / path.name))
+        with torch.inference_mode():
+            logits = model(**processor(Image.open(path), return_tensors="pt")).logits
+        scores = torch.nn.functional.interpolate(logits, size=label.shape, mode="bilinear")
+        prediction = scores[0].argmax(0).numpy()
+        for category in range(len(union)):
+            intersection[category] += ((prediction == category) & (label == category)).sum()
+            union[category] += ((prediction == category) | (label == category)).sum()
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    expected = np.mean(intersection[union > 0] / union[union > 0])
+    assert abs(metrics["mean_iou"] - expected) < 1e-3
+
+
+def test_killed_run_resumes_to_the_same_weights(folder, tmp_path):
+    # Workers, accumulation, stochastic depth and dropout are all on.
+    arguments = ["--dataset", "folder", "--data_root", str(folder), "--max_steps", "8", "--save_every", "2", *SMALL]
+    arguments += ["--gradient_accumulation_steps", "2", "--eval_every", "3", "--num_workers", "2"]
+    command = [sys.executable, str(EXAMPLES / "train.py"), *arguments]
+
+    def run(output_dir, *more):
+        full = [*command, "--output_dir", str(output_dir), *more]
+        return subprocess.run(full, capture_output=True, text=True, env=environment(), check=True)
+
+    run(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*command, "--output_dir", str(killed)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (killed / "states" / "step-00000002").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists(), "the run was over before it was killed"
+    assert "resuming at step" in run(killed, "--resume").stdout
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    histories = [
+        json.loads((path / "states" / "step-00000008" / "progress.json").read_text())["history"]
+        for path in (tmp_path / "whole", killed)
+    ]
+    assert histories[0] == histories[1]
+    # A finished run is not overwritten, and cannot go on with other settings.
+    for extra, message in (([], "must be new or empty"), (["--resume", "--seed", "7"], "seed=7 (was 0)")):
+        full = [*command, "--output_dir", str(killed), *extra]
+        result = subprocess.run(full, capture_output=True, text=True, env=environment())
+        assert result.returncode == 1
+        assert message in result.stderr
+
+
+def test_fine_tuning_with_other_classes(trained, folder, tmp_path):
+    output_dir, _ = trained
+    data = tmp_path / "binary"
+    for kind in ("images", "annotations"):
+        (data / kind).mkdir(parents=True)
+    (data / "classes.txt").write_text("background\ncar\n")
+    for path in sorted((folder / "train" / "images").iterdir()):
+        shutil.copy(path, data / "images" / path.name)
+        label = np.asarray(Image.open(folder / "train" / "annotations" / path.name))
+        Image.fromarray(((label == 7) * 255).astype(np.uint8)).save(data / "annotations" / path.name)
+    arguments = ["--dataset", "folder", "--data_root", data, "--model", output_dir, "--max_steps", 2, *SMALL]
+    launch("train.py", *arguments, "--output_dir", tmp_path / "tuned")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "tuned")
+    assert model.config.id2label == {0: "background", 1: "car"}
+    before = load_file(output_dir / "model.safetensors")["segformer.encoder.block.3.0.mlp.dense1.weight"]
+    after = model.segformer.encoder.block[3][0].mlp.dense1.weight
+    assert 0 < (before - after).abs().max() < 0.01
+
+
+def test_training_on_camvid(shared_data, tmp_path):
+    arguments = ["--dataset", "camvid", "--data_root", shared_data / "camvid", "--max_steps", 1, *SMALL]
+    launch("train.py", *arguments, "--image_size", 90, "--output_dir", tmp_path / "out")
+    table = (tmp_path / "out" / "per_class_iou.txt").read_text()
+    assert "bicyclist" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "camvid"], "needs data_root"),
+        (["--dataset", "camvit"], "did you mean 'camvid'"),
+        (["--dataset", "folder", "--data_root", "/nonexistent"], "/nonexistent"),
+        (["--max_steps", "0"], "max_steps must be > 0, got 0"),
+        (["--resume", "--output_dir", "/nonexistent"], "no saved state to resume"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, tmp_path):
+    command = [sys.executable, str(EXAMPLES / "train.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_labels_stop_training_before_it_starts(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    label = np.asarray(Image.open(data / "train" / "annotations" / "3.png")).copy()
+    label[5, 7] = 99
+    Image.fromarray(label).save(data / "train" / "annotations" / "3.png")
+    result = launch(
+        "train.py", "--dataset", "folder", "--data_root", data, "--output_dir", tmp_path / "out", check=False
+    )
+    assert result.returncode
+    assert "3.png" in result.stderr and "99" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_resume_and_name_unreadable_files(trained, folder, tmp_path):
+    output_dir, _ = trained
+    pictures = tmp_path / "pictures"
+    shutil.copytree(folder / "val" / "images", pictures / "street")
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
+    command = [sys.executable, str(EXAMPLES / "predict.py"), "--model", str(output_dir), str(pictures)]
+    command += ["--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+
+    def run():
+        return subprocess.run(command, capture_output=True, text=True, env=environment())
+
+    first = run()
+    assert first.returncode == 1
+    assert "unreadable:" in first.stderr and "broken.jpg" in first.stderr
+    assert "5 images segmented, 0 already done, 1 unreadable" in first.stdout
+    labels = sorted((tmp_path / "out" / "labels" / "street").glob("*.png"))
+    assert len(labels) == 5
+    picture = Image.open(labels[0])
+    assert picture.mode == "P" and picture.size == (96, 72)
+    processor = AutoImageProcessor.from_pretrained(output_dir)
+    model = AutoModelForSemanticSegmentation.from_pretrained(output_dir).eval()
+    with torch.inference_mode():
+        logits = model(**processor(Image.open(pictures / "street" / labels[0].name), return_tensors="pt")).logits
+    expected = torch.nn.functional.interpolate(logits, size=(72, 96), mode="bilinear")[0].argmax(0)
+    assert (np.asarray(picture) == expected.numpy()).mean() > 0.9999
+    kept = labels[1].stat().st_mtime_ns
+    (tmp_path / "out" / "overlays" / "street" / labels[0].name).unlink()
+    (pictures / "broken.jpg").unlink()
+    second = run()
+    assert second.returncode == 0
+    assert "1 images segmented, 4 already done, 0 unreadable" in second.stdout
+    assert labels[1].stat().st_mtime_ns == kept
+
+
+def test_predictions_never_overwrite_each_other(folder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "val" / "images" / "0.png", tmp_path / name / "0.png")
+    command = [
+        sys.executable,
+        str(EXAMPLES / "predict.py"),
+        "--model",
+        "unused",
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    ]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True, env=environment()
+    )
+    assert result.returncode == 1
+    assert "would both be written to 0.png" in result.stderr
+    assert not (tmp_path / "out").exists()
