@@ -59,7 +59,7 @@ from hf_segformer.visualization import learning_curve, panel
 
 # What an argument left out means for a data set; `None` below stands for these.
 DEFAULTS = {
-    "scenes": {"max_steps": 1100, "batch_size": 8, "learning_rate": 4e-3, "head_multiplier": 1.0, "crop_size": 128},
+    "scenes": {"max_steps": 1000, "batch_size": 8, "learning_rate": 6e-3, "head_multiplier": 1.0, "crop_size": 128},
     "other": {"max_steps": 2000, "batch_size": 8, "learning_rate": 6e-5, "head_multiplier": 10.0, "crop_size": 512},
 }
 PICTURES = 6

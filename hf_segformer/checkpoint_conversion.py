@@ -77,7 +77,7 @@ def convert_checkpoint(
         report.notes += checkpoint.notes
         config = _configuration(checkpoint, report, dataset)
         if to in (None, "hf4"):
-            _write_model(folder, state_dict, config, _image_processor(checkpoint, report, config, dataset))
+            _write_model(folder, state_dict, config, _image_processor(checkpoint, report, dataset))
         else:
             report = _write_foreign(folder, state_dict, config, to, report)
         _write_record(folder, source, checkpoint, report)
@@ -130,9 +130,7 @@ def _classes(
     return None, None
 
 
-def _image_processor(
-    checkpoint: Checkpoint, report: ConversionReport, config: SegformerConfig, dataset: str | None
-) -> SegformerImageProcessor:
+def _image_processor(checkpoint: Checkpoint, report: ConversionReport, dataset: str | None) -> SegformerImageProcessor:
     """The processor of the protocol the checkpoint was made for."""
     if checkpoint.preprocessor_config is not None and dataset is None:
         return SegformerImageProcessor.from_dict(checkpoint.preprocessor_config)
@@ -208,7 +206,7 @@ def _write_record(folder: Path, source: str | Path, checkpoint: Checkpoint, repo
     from . import __version__
 
     record: dict[str, Any] = {
-        "source": Path(source).name if Path(source).exists() else str(source),
+        "file": Path(source).name if Path(source).exists() else str(source),
         "sha256": checkpoint.files,
         "container": checkpoint.container,
         "hf_segformer": __version__,

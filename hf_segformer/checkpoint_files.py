@@ -58,6 +58,7 @@ _MAX_JSON_BYTES = 16 * 2**20
 _MAX_NESTING = 200
 _MAX_NAME_LENGTH = 200
 _CONFIG_TEXT_BYTES = 2**20
+_IMAGE_SCALE = re.compile(r"\b(?:img_)?scale\s*=\s*\(\s*(\d{2,5})\s*,\s*(\d{2,5})\s*,?\s*\)")
 
 
 @dataclass
@@ -348,9 +349,7 @@ def _read_metadata(loaded: Any, checkpoint: Checkpoint) -> None:
     if checkpoint.class_names and _is_palette(palette, len(checkpoint.class_names)):
         checkpoint.palette = [list(color) for color in palette]
     text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")[:_CONFIG_TEXT_BYTES]
-    scales = {
-        tuple(map(int, found)) for found in re.findall(r"\b(?:img_)?scale\s*=\s*\((\d{2,5}),\s*(\d{2,5})\)", text)
-    }
+    scales = {(int(width), int(height)) for width, height in _IMAGE_SCALE.findall(text)}
     if len(scales) == 1:
         scale = scales.pop()
         checkpoint.image_scale = (max(scale), min(scale))

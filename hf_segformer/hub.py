@@ -155,8 +155,9 @@ def _some(names: Sequence[str]) -> str:
 def write_code(folder: str | os.PathLike) -> None:
     """Put the code of the classes into a model folder, and into its JSON files where each Auto class finds its own.
 
-    The folder then loads with `trust_remote_code=True` where this package is not installed, with every head. Needs
-    transformers 5. Other `save_pretrained` calls of the process are not affected.
+    The folder then loads with `trust_remote_code=True` where this package is not installed, with every head, from
+    transformers 5.17 on. (`AutoBackbone` of transformers takes ids of the Hub only, no folders.) Unlike
+    `register_for_auto_class`, this changes no `save_pretrained` of the process.
 
     Args:
         folder: Model folder; `push_folder(..., with_code=True)` does the same without changing it.

@@ -150,7 +150,7 @@ def _use_section(model: str, config: SegformerConfig | None, with_code: bool) ->
     if with_code:
         text += (
             "\n\nThe repository also holds the code of these classes (Apache-2.0): without `hf_segformer` installed, "
-            "pass `trust_remote_code=True` instead of importing it."
+            "pass `trust_remote_code=True` instead of importing it. That needs `transformers` 5.17 or newer."
         )
     return f"{_MARKS[0]}\n{text}\n{_MARKS[1]}"
 

@@ -1,11 +1,9 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SegFormer (arXiv 2105.15203): the Mix Transformer encoder, and the models for segmentation, classification and
-backbones.
+"""SegFormer (arXiv 2105.15203): the models for segmentation, classification and backbones.
 
-Shapes: B batch, C channels, H W height and width of the feature map at hand, N = H*W tokens, A attention heads, S stages,
-K classes. Feature maps are carried channels-last, as (B, H, W, C): that is the token matrix (B, N, C) and,
-permuted, the channels-last image (B, C, H, W) without a copy.
+Shapes: B batch, C channels, H W height and width of the feature map at hand, N = H*W tokens, N' reduced tokens, A
+attention heads, S stages, K classes.
 
 Parameter names are the layout of every published checkpoint: `state_dict()` is the file format.
 """
@@ -15,218 +13,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutput,
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_segformer import SegformerConfig
 from .decode_head_segformer import SegformerDecodeHead
+from .encoder_segformer import SegformerEncoder
 from .functional_segformer import upsample_cross_entropy
-
-
-class SegformerOverlapPatchEmbeddings(nn.Module):
-    """Overlapping patch embedding: a strided convolution and LayerNorm."""
-
-    def __init__(self, config: SegformerConfig, stage: int):
-        super().__init__()
-        kernel = config.patch_sizes[stage]
-        self.proj = nn.Conv2d(
-            config.num_channels if stage == 0 else config.hidden_sizes[stage - 1],
-            config.hidden_sizes[stage],
-            kernel_size=kernel,
-            stride=config.strides[stage],
-            padding=kernel // 2,
-        )
-        self.layer_norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.embed_norm_eps)
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.layer_norm(self.proj(feature_map).permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
-
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention with explicit weights; softmax in at least float32."""
-    scores = query @ key.transpose(2, 3) * scaling  # (B, A, N, N')
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
-class SegformerEfficientSelfAttention(nn.Module):
-    """Self-attention whose keys and values come from a feature map reduced `sr_ratio` times along each side."""
-
-    is_causal = False
-
-    def __init__(self, config: SegformerConfig, stage: int):
-        super().__init__()
-        self.config = config
-        hidden_size, ratio = config.hidden_sizes[stage], config.sr_ratios[stage]
-        self.head_dim = hidden_size // config.num_attention_heads[stage]
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
-        self.sr_ratio = ratio
-        if ratio > 1:
-            self.sr = nn.Conv2d(hidden_size, hidden_size, kernel_size=ratio, stride=ratio)
-            self.layer_norm = nn.LayerNorm(hidden_size, eps=config.embed_norm_eps)
-
-    def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        return (
-            tokens.flatten(1, 2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        )  # (B, H, W, C) -> (B, A, N, C/A)
-
-    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
-        reduced = hidden_states
-        if self.sr_ratio > 1:
-            reduced = self.layer_norm(self.sr(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        query, key, value = (
-            self._split_heads(tokens) for tokens in (self.query(hidden_states), self.key(reduced), self.value(reduced))
-        )
-        # Only the eager form has attention weights to show.
-        implementation = "eager" if output_attentions else self.config._attn_implementation
-        context, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.head_dim**-0.5,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-        )  # (B, N, A, C/A)
-        return context.reshape(hidden_states.shape), weights if output_attentions else None
-
-
-class SegformerSelfOutput(nn.Module):
-    """Output projection of attention."""
-
-    def __init__(self, config: SegformerConfig, stage: int):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_sizes[stage], config.hidden_sizes[stage])
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.dense(hidden_states))
-
-
-class SegformerAttention(nn.Module):
-    """Efficient self-attention followed by its output projection."""
-
-    def __init__(self, config: SegformerConfig, stage: int):
-        super().__init__()
-        self.self = SegformerEfficientSelfAttention(config, stage)
-        self.output = SegformerSelfOutput(config, stage)
-
-    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
-        context, weights = self.self(hidden_states, output_attentions)
-        return self.output(context), weights
-
-
-class SegformerDWConv(nn.Module):
-    """3x3 depthwise convolution: it gives tokens their position."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dwconv(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-class SegformerMixFFN(nn.Module):
-    """Feed-forward layer with a depthwise convolution before its activation."""
-
-    def __init__(self, config: SegformerConfig, stage: int):
-        super().__init__()
-        width = config.hidden_sizes[stage]
-        self.dense1 = nn.Linear(width, width * config.mlp_ratios[stage])
-        self.dwconv = SegformerDWConv(width * config.mlp_ratios[stage])
-        self.intermediate_act_fn = ACT2FN[config.hidden_act]
-        self.dense2 = nn.Linear(width * config.mlp_ratios[stage], width)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dwconv(self.dense1(hidden_states))
-        hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
-        return self.dropout(self.dense2(hidden_states))
-
-
-class SegformerDropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training drops the whole residual branch of a sample."""
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.drop_prob == 0.0 or not self.training:
-            return hidden_states
-        keep_prob = 1 - self.drop_prob
-        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
-        mask = torch.rand(shape, dtype=hidden_states.dtype, device=hidden_states.device).add_(keep_prob).floor_()
-        return hidden_states.div(keep_prob) * mask
-
-    def extra_repr(self) -> str:
-        return f"p={self.drop_prob}"
-
-
-class SegformerLayer(GradientCheckpointingLayer):
-    """Transformer layer: attention and Mix-FFN, each normalised before and added to its input."""
-
-    def __init__(self, config: SegformerConfig, stage: int, drop_path: float):
-        super().__init__()
-        self.layer_norm_1 = nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps)
-        self.attention = SegformerAttention(config, stage)
-        self.drop_path = SegformerDropPath(drop_path)
-        self.layer_norm_2 = nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps)
-        self.mlp = SegformerMixFFN(config, stage)
-
-    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
-        context, weights = self.attention(self.layer_norm_1(hidden_states), output_attentions)
-        hidden_states = self.drop_path(context) + hidden_states
-        hidden_states = self.drop_path(self.mlp(self.layer_norm_2(hidden_states))) + hidden_states
-        return hidden_states, weights
-
-
-class SegformerEncoder(nn.Module):
-    """The S stages of the Mix Transformer, each a patch embedding, its layers and a LayerNorm."""
-
-    def __init__(self, config: SegformerConfig):
-        super().__init__()
-        self.config = config
-        total = sum(config.depths)
-        rates = iter([config.drop_path_rate * layer / max(total - 1, 1) for layer in range(total)])
-        stages = range(config.num_encoder_blocks)
-        self.patch_embeddings = nn.ModuleList([SegformerOverlapPatchEmbeddings(config, stage) for stage in stages])
-        self.block = nn.ModuleList(
-            [
-                nn.ModuleList([SegformerLayer(config, stage, next(rates)) for _ in range(config.depths[stage])])
-                for stage in stages
-            ]
-        )
-        self.layer_norm = nn.ModuleList(
-            [nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps) for stage in stages]
-        )
-
-    def forward(self, pixel_values: torch.Tensor, output_attentions: bool = False):
-        feature_map, feature_maps, attentions = pixel_values, [], []
-        for embed, layers, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):
-            hidden_states = embed(feature_map)
-            for layer in layers:
-                hidden_states, weights = layer(hidden_states, output_attentions)
-                attentions.append(weights)
-            hidden_states = norm(hidden_states)
-            feature_map = hidden_states.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W), a view
-            feature_maps.append(feature_map)
-        if not self.config.reshape_last_stage:
-            feature_maps[-1] = hidden_states.flatten(1, 2)  # (B, N, C)
-        return tuple(feature_maps), tuple(attentions) if output_attentions else None
 
 
 class SegformerPreTrainedModel(PreTrainedModel):
@@ -441,7 +240,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
 
         Returns:
             `logits` (B, K, ceil(H/4), ceil(W/4)), channels-last in memory. `loss`, with labels: cross-entropy (binary
-            cross-entropy if K = 1) of the bilinearly upsampled logits, averaged over valid pixels; 0 if there are none.
+            if K = 1) of the bilinearly upsampled logits, averaged over valid pixels; 0 if there are none.
 
         Raises:
             ValueError: `pixel_values` has the wrong shape, or `labels` hold a value that is no class.

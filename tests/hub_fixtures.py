@@ -18,28 +18,28 @@ from hub_server import HubServer
 METRICS = {"mean_iou": 0.4321, "mean_accuracy": 0.5, "overall_accuracy": float("nan"), "per_category_iou": [0.1, 0.2]}
 
 
-def pushed_files(hub, repo_id="user/model", ref="main") -> dict[str, bytes]:
-    repository = hub.repositories[repo_id]
-    files = repository.commits[repository.refs[ref]].files
-    return {name: file.content for name, file in files.items() if name != ".gitattributes"}
+@pytest.fixture
+def use_hub(monkeypatch):
+    """Function that makes this process use a Hub."""
+
+    def use(server):
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_owner")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        close_session()
+
+    yield use
+    close_session()
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """A Hub, and this process set to use it."""
+def hub(use_hub):
+    """A Hub that this process uses."""
     with HubServer() as server:
-        use_hub(monkeypatch, server)
+        use_hub(server)
         yield server
-    close_session()
-
-
-def use_hub(monkeypatch, server):
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", "hf_owner")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    close_session()
 
 
 @pytest.fixture

@@ -156,6 +156,12 @@ class HubServer:
         added = {path: File(content, is_lfs(path, content)) for path, content in files.items()}
         return repository.add("main", {**head.files, **added}, summary, head.oid)
 
+    def files(self, repo_id: str, ref: str = "main") -> dict[str, bytes]:
+        """What is in a branch, without the file that the Hub itself puts there."""
+        repository = self.repositories[repo_id]
+        files = repository.commits[repository.refs[ref]].files
+        return {name: file.content for name, file in files.items() if name != ".gitattributes"}
+
     def count(self, route: str) -> int:
         """How many requests a route has had."""
         return sum(name == route for name, _ in self.requests)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_fixtures import pushed_files, use_hub
 from huggingface_hub import HfApi, ModelCard, constants, get_session
 from PIL import Image
 
@@ -47,7 +46,7 @@ def test_push_is_one_commit_of_the_right_files(hub, folder):
     info = push_folder(folder, "user/model", license="mit")
     assert digests(folder) == before
     assert [commit.oid for commit in hub.log("user/model")] == [info.oid]
-    files = pushed_files(hub)
+    files = hub.files("user/model")
     assert set(files) == PUSHED
     for name in PUSHED - {"README.md"}:
         assert files[name] == (folder / name).read_bytes(), name
@@ -64,7 +63,7 @@ def test_second_push_commits_only_what_changed(hub, folder):
     (folder / "metrics.json").write_text("{}")
     push_folder(folder, "model", license="mit")
     assert len(hub.log("user/model")) == 2 and hub.count("lfs-put") == 2
-    assert pushed_files(hub)["metrics.json"] == b"{}"
+    assert hub.files("user/model")["metrics.json"] == b"{}"
 
 
 def test_weights_that_the_folder_does_not_have_are_removed(hub, folder):
@@ -72,16 +71,16 @@ def test_weights_that_the_folder_does_not_have_are_removed(hub, folder):
     old = ["pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     hub.commit("user/model", dict.fromkeys([*old, "vocabulary.txt", "onnx/model.onnx"], b"old"))
     push_folder(folder, "user/model", license="mit")
-    assert set(pushed_files(hub)) == PUSHED | {"vocabulary.txt", "onnx/model.onnx"}
+    assert set(hub.files("user/model")) == PUSHED | {"vocabulary.txt", "onnx/model.onnx"}
     assert len(hub.log("user/model")) == 2
 
 
-def test_large_files_go_up_in_parts(monkeypatch, folder):
+def test_large_files_go_up_in_parts(use_hub, folder):
     with HubServer(multipart_size=10_000) as hub:
-        use_hub(monkeypatch, hub)
+        use_hub(hub)
         push_folder(folder, "user/model", license="mit")
         assert hub.count("lfs-part") > 5 and hub.count("lfs-complete") == 1
-        assert pushed_files(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert hub.files("user/model")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
 def test_folder_without_a_card_gets_one_with_a_picture(hub, folder, tmp_path):
@@ -93,7 +92,7 @@ def test_folder_without_a_card_gets_one_with_a_picture(hub, folder, tmp_path):
         push_folder(folder, "user/model", license="mit")
     assert hub.requests == []
     push_folder(folder, "user/model", license="mit", dataset="scenes", image=image)
-    files = pushed_files(hub)
+    files = hub.files("user/model")
     data = ModelCard(files["README.md"].decode()).data
     assert data.eval_results[0].dataset_name == "scenes" and "overlays/example.png" in files["README.md"].decode()
     assert files["overlays/example.png"].startswith(b"\x89PNG")
@@ -137,8 +136,8 @@ def test_failures_that_pass_end_in_one_commit(hub, folder, waits, route, fault):
     hub.inject(route, **fault)
     push_folder(folder, "user/model", license="mit")
     assert len(hub.log("user/model")) == 1
-    assert set(pushed_files(hub)) == PUSHED
-    assert pushed_files(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert set(hub.files("user/model")) == PUSHED
+    assert hub.files("user/model")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert len(waits) == fault.get("times", 1)
     if asked := fault.get("headers"):
         assert waits[0] in (int(asked["Retry-After"]), int(asked["Retry-After"]) + 1)
@@ -180,7 +179,7 @@ def test_a_branch_that_moved_on_is_not_overwritten(hub, folder):
     hub.inject("commit", before=lambda: theirs.append(hub.commit("user/model", {"README.md": b"theirs"})))
     with pytest.raises(PushError, match="got another commit meanwhile, so nothing was committed"):
         push_folder(folder, "user/model", license="mit")
-    assert hub.log("user/model") == theirs and pushed_files(hub) == {"README.md": b"theirs"}
+    assert hub.log("user/model") == theirs and hub.files("user/model") == {"README.md": b"theirs"}
     first = hub.repositories["user/model"].commits[theirs[0].oid].parent
     with pytest.raises(PushError, match="412"):
         push_folder(folder, "user/model", license="mit", parent_commit=first)
@@ -267,7 +266,7 @@ def test_the_server_refuses_what_the_hub_refuses(hub, lines, status):
 
 def test_code_is_pushed_on_request_and_never_left_dangling(hub, folder, tmp_path):
     push_folder(folder, "user/model", license="mit", with_code=True)
-    files = pushed_files(hub)
+    files = hub.files("user/model")
     sources = {path.name for path in (REPOSITORY / "hf_segformer").glob("*_segformer.py")}
     assert set(files) == PUSHED | sources and len(sources) >= 4
     assert len(json.loads(files["config.json"])["auto_map"]) == 5
@@ -276,7 +275,7 @@ def test_code_is_pushed_on_request_and_never_left_dangling(hub, folder, tmp_path
     write_code(folder)
     assert "auto_map" in json.loads((folder / "preprocessor_config.json").read_text())
     push_folder(folder, "user/plain", license="mit")
-    files = pushed_files(hub, "user/plain")
+    files = hub.files("user/plain")
     assert set(files) == PUSHED
     assert "auto_map" not in json.loads(files["config.json"]) | json.loads(files["preprocessor_config.json"])
     SegformerForSemanticSegmentation.from_pretrained(folder).save_pretrained(tmp_path / "again")
@@ -325,7 +324,7 @@ def test_command_line_then_loading_by_id_then_from_the_cache(folder, tmp_path):
         assert done.returncode == 0, done.stderr
         (commit,) = hub.log("user/model")
         assert done.stdout.strip() == f"{hub.endpoint}/user/model/commit/{commit.oid}"
-        card = pushed_files(hub)["README.md"].decode()
+        card = hub.files("user/model")["README.md"].decode()
         (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
         loaded = run("-c", LOAD + example, "online.pt")
         assert loaded.returncode == 0, loaded.stderr
@@ -348,14 +347,14 @@ def test_command_line_asks_for_the_licence(hub, folder, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda question: "mit ")
     script["main"]([str(folder), "user/model"])
-    assert ModelCard(pushed_files(hub)["README.md"].decode()).data.license == "mit"
+    assert ModelCard(hub.files("user/model")["README.md"].decode()).data.license == "mit"
 
 
 def test_encoders_are_pushed_too(hub, tmp_path, tiny_config):
     SegformerModel(tiny_config()).save_pretrained(tmp_path)
     SegformerImageProcessor().save_pretrained(tmp_path)
     push_folder(tmp_path, "user/encoder", license="mit")
-    assert "AutoModel.from_pretrained" in pushed_files(hub, "user/encoder")["README.md"].decode()
+    assert "AutoModel.from_pretrained" in hub.files("user/encoder")["README.md"].decode()
     assert HfApi().list_repo_files("user/encoder") == sorted(
         [".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     )

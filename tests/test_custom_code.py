@@ -1,0 +1,158 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A model pushed with its code, loaded in processes where the package is not installed.
+
+`HF_SEGFORMER_TEST_PYTHONS` names further interpreters, separated as in PATH, with other releases of transformers.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+from hf_segformer import (
+    SegformerBackbone,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
+from hf_segformer.hub import push_folder, write_code
+from hub_server import HubServer
+
+pytest_plugins = ["hub_fixtures"]
+PYTHONS = [sys.executable, *filter(None, os.environ.get("HF_SEGFORMER_TEST_PYTHONS", "").split(os.pathsep))]
+
+COMMON = """
+import sys
+sys.modules["hf_segformer"] = None  # as if it were not installed
+import torch
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoModelForSemanticSegmentation as AutoSegmentation
+# The public name asks for torchvision in some releases.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+reference = torch.load("reference.pt")
+pixel_values = reference["pixel_values"]
+
+def load(auto_class, source, **options):
+    loaded = auto_class.from_pretrained(source, **options)
+    module = type(loaded[0] if isinstance(loaded, tuple) else loaded).__module__
+    assert module.startswith(PREFIX), (auto_class, module)
+    return loaded
+
+def close(actual, name):
+    torch.testing.assert_close(actual, reference[name], rtol=1e-4, atol=1e-5)
+"""
+
+TRUSTED = """
+PREFIX = "transformers_modules."
+for source in ("user/model", "model"):
+    assert load(AutoConfig, source, trust_remote_code=True).decoder_hidden_size == 20
+    model, info = load(AutoSegmentation, source, trust_remote_code=True, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    close(model.eval()(pixel_values).logits, "logits")
+    encoder = load(AutoModel, source, trust_remote_code=True)
+    close(encoder.eval()(pixel_values).last_hidden_state, "last_hidden_state")
+    image_processor = load(AutoImageProcessor, source, trust_remote_code=True)
+    close(image_processor(reference["image"], return_tensors="pt")["pixel_values"], "processed")
+assert type(load(AutoModelForImageClassification, "model", trust_remote_code=True)).__name__.endswith("Classification")
+classifier = load(AutoModelForImageClassification, "user/classifier", trust_remote_code=True)
+close(classifier.eval()(pixel_values).logits, "class_logits")
+backbone = load(AutoBackbone, "user/model", trust_remote_code=True, out_features=["stage2", "stage4"])
+for stage, feature_map in enumerate(backbone.eval()(pixel_values).feature_maps):
+    close(feature_map, f"feature_map_{stage}")
+convolutional = load(AutoSegmentation, "conv", trust_remote_code=True)
+close(convolutional.eval()(pixel_values).logits, "conv_logits")
+model.save_pretrained("again")
+close(load(AutoSegmentation, "again", trust_remote_code=True).eval()(pixel_values).logits, "logits")
+"""
+
+STOCK = """
+PREFIX = "transformers.models.segformer."
+for source in ("user/model", "model"):
+    model = load(AutoSegmentation, source)
+    close(model.eval()(pixel_values).logits, "logits")
+    load(AutoImageProcessor, source)
+try:
+    AutoSegmentation.from_pretrained("conv")
+except Exception as error:
+    print(f"refused: {error}")
+else:
+    raise AssertionError("the convolutional head was loaded as another network")
+assert not any(name.startswith("transformers_modules") for name in sys.modules)
+"""
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_config, randomize, use_hub):
+    """A folder with models and what they compute, and a Hub with the same models."""
+    image = torch.randint(0, 256, (37, 53, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    pixel_values = torch.randn(1, 3, 70, 54, generator=torch.Generator().manual_seed(1))
+    models = {
+        "model": randomize(SegformerForSemanticSegmentation(tiny_config())).eval(),
+        "conv": randomize(SegformerForSemanticSegmentation(tiny_config(conv_decoder_hidden_size=12))).eval(),
+        "classifier": randomize(SegformerForImageClassification(tiny_config())).eval(),
+    }
+    for name, model in models.items():
+        save(model, tmp_path / name)
+    backbone = SegformerBackbone.from_pretrained(tmp_path / "model", out_features=["stage2", "stage4"]).eval()
+    with torch.no_grad():
+        reference = {
+            "image": torch.from_numpy(image),
+            "pixel_values": pixel_values,
+            "processed": SegformerImageProcessor.from_pretrained(tmp_path / "model")(image, return_tensors="pt")[
+                "pixel_values"
+            ],
+            "logits": models["model"](pixel_values).logits,
+            "last_hidden_state": models["model"].segformer(pixel_values).last_hidden_state,
+            "conv_logits": models["conv"](pixel_values).logits,
+            "class_logits": models["classifier"](pixel_values).logits,
+        } | {f"feature_map_{i}": feature_map for i, feature_map in enumerate(backbone(pixel_values).feature_maps)}
+    torch.save({name: tensor.contiguous() for name, tensor in reference.items()}, tmp_path / "reference.pt")
+    with HubServer() as hub:
+        use_hub(hub)
+        for name in ("model", "classifier"):
+            push_folder(tmp_path / name, f"user/{name}", license="mit", with_code=True)
+        for name in models:
+            write_code(tmp_path / name)
+        yield tmp_path, hub
+
+
+def run(python, script, workspace):
+    folder, hub = workspace
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    environment = kept | {
+        "HF_HOME": str(folder / "home"),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 200}
+    return subprocess.run([python, "-c", script], stdin=subprocess.DEVNULL, **options)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("trust", [True, False], ids=["trusted", "stock"])
+def test_models_pushed_with_code_load_without_the_package(workspace, python, trust):
+    script = COMMON + (TRUSTED if trust else STOCK)
+    done = run(python, script, workspace)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert workspace[1].unknown == []
+    if not trust:
+        assert "refused: " in done.stdout
+
+
+def test_the_installed_package_wins_over_code_in_the_folder(workspace):
+    for auto_class in (AutoModelForSemanticSegmentation, AutoModelForImageClassification, AutoImageProcessor):
+        loaded = auto_class.from_pretrained(workspace[0] / "model", trust_remote_code=True)
+        assert type(loaded).__module__.startswith("hf_segformer."), type(loaded)
