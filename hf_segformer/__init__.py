@@ -63,7 +63,7 @@ _PROCESSORS = {
 
 
 def register() -> None:
-    """Make the Auto classes build this package's SegFormer instead of the built-in one, as importing the package does."""
+    """Make the Auto classes build this SegFormer instead of the built-in one, as importing the package does."""
     AutoConfig.register(SegformerConfig.model_type, SegformerConfig, exist_ok=True)
     for auto_class, model_class in _MODELS.items():
         auto_class.register(SegformerConfig, model_class, exist_ok=True)

@@ -3,9 +3,9 @@
 """Bilinear upsampling (`align_corners=False`) of score maps in bands of rows, and its transpose.
 
 Shapes: B images, K classes, (h, w) points of the low-resolution scores, (H, W) pixels. The pixels between four
-neighbouring points form a cell. Rows of cells are counted from 0 (above the first row of points) to h (below the last),
-columns likewise. The scores are those of `F.interpolate`; only a band of pixel rows is held at a time: first a slab of
-rows of points is interpolated along the columns, then bands of pixel rows between them.
+neighbouring points form a cell. Rows of cells are counted from 0 (above the first row of points) to h (below the
+last), columns likewise. The scores are those of `F.interpolate`, but only a band of pixel rows is held at a time: a
+slab of rows of points is interpolated along the columns, then the bands of pixel rows between them one by one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact pixel operations on low-resolution logits that never hold the (K, H, W) score tensor.
 
-Both see the pixels of a full-size image through bilinear upsampling of the logits, in bands of rows that fit the cache:
+Both see the pixels of a full-size image through bilinear upsampling of the logits, in bands of rows that fit a cache:
 
 - `upsample_argmax`: the label map, optionally with the winner's softmax probability;
 - `upsample_cross_entropy`: the training loss, with its gradient formed in the same pass.
@@ -13,11 +13,11 @@ Shapes: B images, K classes, (h, w) points of the logits, (H, W) pixels; points 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .bilinear_segformer import (
     BilinearAxis,
@@ -83,10 +83,10 @@ def upsample_argmax(
         # With fewer classes, scoring them all is as cheap as looking for candidates.
         if on_cpu(logits) and logits.shape[1] >= 4:
             columns = bilinear_axis(logits.shape[3], width, logits)
-            for image, image_labels in zip(logits.split(1), labels.split(1), strict=True):
-                for slab in slabs(rows, _PRUNED_ROWS):
-                    if not _label_slab(image, rows, columns, slab, image_labels[0]):
-                        _label_bands(image, rows, image_labels, slab.cells)
+            for image, slab in product(range(len(logits)), slabs(rows, _PRUNED_ROWS)):
+                part = slice(image, image + 1)
+                if not _label_slab(logits[part], rows, columns, slab, labels[image]):
+                    _label_bands(logits[part], rows, labels[part], slab.cells)
         else:
             _label_bands(logits, rows, labels)
         return (labels, _confidence(logits, rows, labels)) if return_confidence else labels
@@ -354,8 +354,12 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
+        # Gradients are recorded only when the backward pass itself shall be differentiated.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "upsample_cross_entropy has no second derivative; use plain_upsample_cross_entropy_sum with create_graph"
+            )
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_output).to(ctx.dtype), None, None, None
 

@@ -100,7 +100,9 @@ class HubServer:
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), _Handler) for _ in range(2)]
         for server in self._servers:
             server.hub, server.daemon_threads = self, True
-        self.endpoint, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        # Two names of one machine: some clients take another port alone for the same host.
+        self.endpoint = f"http://127.0.0.1:{self._servers[0].server_port}"
+        self.store = f"http://localhost:{self._servers[1].server_port}"
 
     def __enter__(self) -> "HubServer":
         for server in self._servers:

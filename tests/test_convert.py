@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import run_oracle
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
@@ -27,6 +26,7 @@ from hf_segformer.checkpoint_conversion import convert_checkpoint, new_folder
 from hf_segformer.checkpoint_files import read_checkpoint
 from hf_segformer.checkpoints import convert_state_dict
 from hf_segformer.data import ade20k, cityscapes
+from oracles import run_oracle
 
 CONVERT = Path(__file__).resolve().parent.parent / "conversion" / "convert.py"
 

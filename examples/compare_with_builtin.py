@@ -1,0 +1,29 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train the SegFormer of `transformers` exactly as train.py trains this package's, to compare what comes out.
+
+    accelerate launch examples/train.py --output_dir runs/ours
+    accelerate launch examples/compare_with_builtin.py --output_dir runs/builtin
+
+Same flags, same initial weights, same pictures in the same order. Dropout masks differ, because they follow the memory
+layout of the feature maps, so the results agree as two seeds of one recipe do.
+"""
+
+import tempfile
+
+import train
+from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+
+def build_builtin_model(args, data):
+    """Model of `transformers` with the weights that train.py would start from."""
+    model, image_processor = build_model(args, data)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return SegformerForSemanticSegmentation.from_pretrained(folder), image_processor
+
+
+build_model, train.build_model = train.build_model, build_builtin_model
+
+if __name__ == "__main__":
+    train.main()
