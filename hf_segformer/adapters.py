@@ -167,6 +167,12 @@ def _convert_config(config: dict[str, Any], weights: Mapping[str, torch.Tensor],
         kept = [entry for entry in config["modules_to_save"] if entry in _SAME_NAMES]
         loose = [ours[module] for module in saved if not any(entry in _parents(module) for entry in kept)]
         changed["modules_to_save"] = [*kept, *sorted(loose)]
+    if chosen := config.get("feedforward_modules"):
+        ends = tuple("." + entry for entry in chosen)
+        fitting = [
+            m for m in adapted if (re.fullmatch(chosen, m) if isinstance(chosen, str) else f".{m}".endswith(ends))
+        ]
+        changed["feedforward_modules"] = sorted(ours[module] for module in fitting)
     for field in ("rank_pattern", "alpha_pattern"):
         if config.get(field):
             changed[field] = {

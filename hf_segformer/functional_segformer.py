@@ -358,7 +358,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         # Gradients are recorded only when the backward pass itself shall be differentiated.
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "upsample_cross_entropy has no second derivative; use plain_upsample_cross_entropy_sum with create_graph"
+                "upsample_cross_entropy has no second derivative; with create_graph use plain_upsample_cross_entropy_sum"
             )
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_output).to(ctx.dtype), None, None, None

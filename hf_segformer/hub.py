@@ -23,7 +23,7 @@ from huggingface_hub import (
     get_session,
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from . import modeling_segformer
@@ -253,14 +253,17 @@ def _draw_overlay(folder: Path, image: str | os.PathLike) -> bytes:
     """PNG of an image beside the model's prediction."""
     import io
 
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from .image_processing_segformer import SegformerImageProcessor
     from .inference import predict_label_map
     from .visualization import palette_for, panel
 
     model = modeling_segformer.SegformerForSemanticSegmentation.from_pretrained(folder)
-    picture = Image.open(image).convert("RGB")
+    try:
+        picture = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"image must be a picture, got {image}: {error}") from error
     label_map = predict_label_map(model, SegformerImageProcessor.from_pretrained(folder), picture)
     names = [model.config.id2label[label] for label in range(len(model.config.id2label))]
     buffer = io.BytesIO()
@@ -318,6 +321,7 @@ def push_folder(
         ValueError: The folder is not complete, its licence unknown, or its model card refused; nothing was sent.
         PushError: The Hub refused, or did not answer.
     """
+    validate_repo_id(repo_id)
     folder = Path(folder)
     config, readme = check_folder(folder), folder / "README.md"
     contents: dict[str, Path | bytes] = _find_files(folder)

@@ -6,6 +6,7 @@ NVlabs' code may not be run here; its network is derived again below from the pu
 """
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 from hf_segformer import (
     SegformerConfig,
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
     SegformerModel,
 )
 from hf_segformer.checkpoint_conversion import convert_checkpoint, new_folder
@@ -149,7 +151,7 @@ def test_mmseg(size, mmseg_files, tmp_path):
     assert (config.block_norm_eps, config.embed_norm_eps, config.classifier_dropout_mode) == (1e-6, 1e-6, "channel")
     assert (config.decoder_hidden_size, config.conv_decoder_hidden_size) == (None, 256)
     assert config.architectures == ["SegformerForSemanticSegmentation"]
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = SegformerImageProcessor.from_pretrained(tmp_path / "out")
     assert (processor.keep_ratio, processor.size_divisor, processor.antialias) == (True, None, False)
     if size == "b0":
         assert tuple(config.id2label.values()) == ade20k.CLASS_NAMES
@@ -453,7 +455,7 @@ def test_nvlabs(size, tmp_path):
     assert (
         tuple(config.id2label.values()) == ade20k.CLASS_NAMES and tuple(map(tuple, config.palette)) == ade20k.PALETTE
     )
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = SegformerImageProcessor.from_pretrained(tmp_path / "out")
     assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
     assert (processor.size_divisor, processor.antialias, processor.keep_ratio) == (32, False, True)
     assert processor.do_reduce_labels
@@ -484,7 +486,7 @@ def test_nvlabs_imagenet(size, tmp_path):
     report = convert_checkpoint(tmp_path / f"mit_{size}.pth", tmp_path / "out")
     assert (report.source, report.head, report.variant) == ("nvlabs", "classification", size)
     assert_close(logits_of(tmp_path / "out", SegformerForImageClassification), nvlabs_logits(weights, images))
-    assert dict(AutoImageProcessor.from_pretrained(tmp_path / "out").size) == {"height": 224, "width": 224}
+    assert dict(SegformerImageProcessor.from_pretrained(tmp_path / "out").size) == {"height": 224, "width": 224}
     convert_checkpoint(tmp_path / "out", tmp_path / "back", to="nvlabs")
     back = torch.load(tmp_path / "back" / "model.pth")["state_dict"]
     assert back.keys() == weights.keys() and all(torch.equal(back[name], weights[name]) for name in weights)
@@ -518,7 +520,7 @@ def small(tmp_path):
 def test_dataset_names_classes_and_protocol(name, table, edges, small, tmp_path):
     path = small(len(table.CLASS_NAMES))
     convert_checkpoint(path, tmp_path / "out", dataset=name)
-    config, processor = (auto.from_pretrained(tmp_path / "out") for auto in (AutoConfig, AutoImageProcessor))
+    config, processor = (auto.from_pretrained(tmp_path / "out") for auto in (AutoConfig, SegformerImageProcessor))
     assert tuple(config.id2label.values()) == table.CLASS_NAMES and tuple(map(tuple, config.palette)) == table.PALETTE
     assert config.label2id[table.CLASS_NAMES[-1]] == len(table.CLASS_NAMES) - 1
     assert dict(processor.size) == {"shortest_edge": edges[0], "longest_edge": edges[1]}
@@ -579,7 +581,7 @@ def test_configuration_beside_the_weights_is_kept(tiny_config, randomize, tmp_pa
     kept = AutoConfig.from_pretrained(tmp_path / "out")
     for name in ("hidden_act", "drop_path_rate", "block_norm_eps", "num_attention_heads", "id2label", "palette"):
         assert getattr(kept, name) == getattr(config, name), name
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = SegformerImageProcessor.from_pretrained(tmp_path / "out")
     assert dict(processor.size) == {"height": 384, "width": 384} and processor.do_reduce_labels
     assert torch.equal(logits_of(tmp_path / "out"), logits_of(tmp_path / "model"))
 
@@ -639,6 +641,16 @@ def test_command_line(small, tmp_path, capsys):
     assert "asked for: backbone.extra.weight" in capsys.readouterr().out
 
 
+class Attack:
+    """Makes a file when it is unpickled without protection."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
 @pytest.mark.parametrize("to", [None, "mmseg", "nvlabs"])
 def test_nothing_is_left_behind(to, small, tmp_path, monkeypatch):
     path = small()
@@ -659,6 +671,14 @@ def test_nothing_is_left_behind(to, small, tmp_path, monkeypatch):
         convert_checkpoint(path, tmp_path / "out", to="b0")
     assert sorted(tmp_path.rglob("*")) == before
 
+    content["state_dict"]["backbone.norm2.weight"][3] = 1.0
+    whole = torch.save({**content, "attack": Attack(tmp_path / "ran")}, path) or path.read_bytes()
+    for harmful, message in ((whole, "system.*not read"), (whole[:-1000], "is damaged"), (b"", "is damaged")):
+        path.write_bytes(harmful)
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(path, tmp_path / "out", to=to)
+    assert sorted(tmp_path.rglob("*")) == before
+
     small()
 
     def full(*arguments, **options):
@@ -676,12 +696,5 @@ def test_new_folder_takes_the_place_of_an_empty_one(tmp_path):
         (folder / "file").write_text("content")
         assert not list((tmp_path / "out").iterdir())
     assert [file.name for file in tmp_path.rglob("*")] == ["out", "file"]
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~_umask()
-
-
-def _umask():
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    (tmp_path / "ordinary").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

@@ -90,6 +90,10 @@ def test_folder_without_a_card_gets_one_with_a_picture(hub, folder, tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(image)
     with pytest.raises(ValueError, match="dataset must name"):
         push_folder(folder, "user/model", license="mit")
+    with pytest.raises(ValueError, match=r"image must be a picture, got .*config\.json"):
+        push_folder(folder, "user/model", license="mit", dataset="scenes", image=folder / "config.json")
+    with pytest.raises(ValueError, match="Repo id must"):
+        push_folder(folder, "user/my model", license="mit", dataset="scenes")
     assert hub.requests == []
     push_folder(folder, "user/model", license="mit", dataset="scenes", image=image)
     files = hub.files("user/model")

@@ -193,7 +193,7 @@ def test_adapter_on_ours_trains_saves_loads_and_merges(conv_width, tiny_config, 
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0]
     adapted.eval().save_pretrained(tmp_path / "adapter")
     expected = output_of(adapted, images.double())
     base = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "base")
