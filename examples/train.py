@@ -39,7 +39,7 @@ from hf_segformer.data import (
     load_dataset,
 )
 from hf_segformer.evaluation import check_classes, evaluate
-from hf_segformer.hub import model_card
+from hf_segformer.hub import PushError, model_card, push_folder
 from hf_segformer.inference import predict_label_map
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
 from hf_segformer.training import (
@@ -117,11 +117,11 @@ class TrainArguments:
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
     num_threads: int = field(default=0, metadata={"help": "CPU threads per process; 0 shares all cores."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Repository owner/name to publish the result in."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
     report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
 
     def __post_init__(self):
-        if self.image_size is None:
-            self.image_size = self.crop_size
         for name, value in DEFAULTS.get(self.dataset, DEFAULTS["other"]).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -132,6 +132,8 @@ class TrainArguments:
         for name, share in (("eval_every", 4), ("save_every", 10)):
             if getattr(self, name) is None:
                 setattr(self, name, max(self.max_steps // share, 1))
+        if self.push_to_hub and not self.license:
+            raise ValueError("license must be given to publish with push_to_hub, for instance apache-2.0 or other")
         positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "head_multiplier")
         positive += ("crop_size", "image_size", "eval_every", "save_every", "log_every")
         for name in positive:
@@ -142,7 +144,7 @@ class TrainArguments:
 
     def settings(self, num_processes: int) -> dict:
         """What determines the weights a run ends with; a resumed run must agree on it."""
-        free = (
+        free = {
             "output_dir",
             "data_root",
             "resume",
@@ -151,7 +153,8 @@ class TrainArguments:
             "log_every",
             "num_workers",
             "report_to",
-        )
+        }
+        free |= {"push_to_hub", "license"}
         return {name: value for name, value in asdict(self).items() if name not in free} | {
             "num_processes": num_processes
         }
@@ -179,6 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
         metrics = collect_metrics(matrix, data, progress, seconds=time.monotonic() - started)
         export(args, model, image_processor, data, matrix, metrics, progress)
         print_summary(args, data, matrix, metrics)
+        if args.push_to_hub:
+            print(f"published: {push_folder(args.output_dir, args.push_to_hub, license=args.license).commit_url}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -398,10 +403,17 @@ def export(args, model, image_processor, data, matrix, metrics, progress) -> Non
         (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n")
         learning_curve(progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(model, image_processor, data, folder / "overlays")
-        settings = {
-            name: value for name, value in args.settings(metrics.get("num_processes", 1)).items() if value is not None
-        }
-        card = model_card(args.output_dir, data.name, metrics, matrix.table(data.class_names), settings, pictures[0])
+        card = model_card(
+            args.output_dir,
+            data.name,
+            metrics,
+            matrix.table(data.class_names),
+            {name: value for name, value in progress.settings.items() if value is not None},
+            pictures[0],
+            config=model.config,
+            license=args.license,
+            protocol=f"shorter side {args.image_size} pixels, ratio kept, single scale, at the annotation's size",
+        )
         (folder / "README.md").write_text(card)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -445,5 +457,5 @@ def print_summary(args, data: SegmentationData, matrix: ConfusionMatrix, metrics
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, PushError) as error:
         sys.exit(f"error: {error}")

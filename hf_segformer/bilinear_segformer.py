@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the second-level caches of two
-# cores. No buffer holds more than this share of all scores, however small the image.
-_BAND_ELEMENTS = 1 << 18
+# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the caches, and is long enough to
+# share among threads. No buffer holds more than this share of all scores, however small the image.
+_BAND_ELEMENTS = 1 << 19
 _SLAB_ELEMENTS = 1 << 20
 _LARGEST_SHARE = 1 / 50
 # A device with dear launches takes few large bands instead: the rows of an image in this many parts.

@@ -38,6 +38,8 @@ from .bilinear_segformer import (
 # Rows of cells whose labels are decided together on a CPU, and elements of the corners looked at in one step.
 _PRUNED_ROWS = 32
 _PRUNED_ELEMENTS = 1 << 19
+# Fewest elements for which PyTorch's elementwise operations on a CPU use several threads, less one.
+_SERIAL_PIXELS = (1 << 15) - 1
 
 
 # ---------------------------------------------------------------------------------------------------------- label maps
@@ -153,8 +155,11 @@ def _label_slab(logits: Tensor, rows: BilinearAxis, columns: BilinearAxis, slab:
         return False
     nearest = winners.gather(1, columns.lower.expand(len(winners), -1))
     torch.index_select(nearest, 0, rows.lower[slab.pixels] - slab.points.start, out=labels[slab.pixels])
-    classes = points.shape[2]
-    step = max(buffer_elements(_PRUNED_ELEMENTS, classes * labels.numel()) // (4 * classes), 1)
+    # Operations on so few pixels run in one thread: for so little work, waiting for another costs more than it saves.
+    patch = rows.members.shape[0] * columns.members.shape[0]
+    corners = 4 * points.shape[2]
+    step = min(buffer_elements(_PRUNED_ELEMENTS, points.shape[2] * labels.numel()) // corners, _SERIAL_PIXELS // patch)
+    step = max(step, 1)
     for start in range(0, len(y), step):
         y_part, x_part = y[start : start + step], x[start : start + step]
         order, patch = _best_classes(
@@ -358,7 +363,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         # Gradients are recorded only when the backward pass itself shall be differentiated.
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "upsample_cross_entropy has no second derivative; with create_graph use plain_upsample_cross_entropy_sum"
+                "upsample_cross_entropy has no second derivative; plain_upsample_cross_entropy_sum has one"
             )
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_output).to(ctx.dtype), None, None, None

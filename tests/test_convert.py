@@ -2,19 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints written by the implementations themselves, converted, with equal logits.
 
-NVlabs' code may not be run here; its network is derived again below from the published facts.
+NVlabs' code is not free to run; its network is derived again in nvlabs_network.py.
 """
 
 import json
-import os
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
+from nvlabs_network import NVLABS, RANDOMIZE, images, nvlabs_logits, nvlabs_weights
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 from hf_segformer import (
@@ -24,38 +21,11 @@ from hf_segformer import (
     SegformerImageProcessor,
     SegformerModel,
 )
-from hf_segformer.checkpoint_conversion import convert_checkpoint, new_folder
+from hf_segformer.checkpoint_conversion import convert_checkpoint
 from hf_segformer.checkpoint_files import read_checkpoint
 from hf_segformer.checkpoints import convert_state_dict
-from hf_segformer.data import ade20k, cityscapes
+from hf_segformer.data import ade20k
 from oracles import run_oracle
-
-CONVERT = Path(__file__).resolve().parent.parent / "conversion" / "convert.py"
-
-# Weights without symmetry, BatchNorm statistics included; LayerNorm inputs of little variance, so that epsilons show.
-RANDOMIZE = """
-import torch
-@torch.no_grad()
-def randomize(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in (model if isinstance(model, dict) else model.eval().state_dict()).items():
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        if not tensor.is_floating_point():
-            tensor.fill_(7)
-        elif name.endswith("running_var"):
-            tensor.copy_(0.5 + noise.abs())
-        elif tensor.ndim > 1:
-            tensor.copy_(noise * 0.7 / tensor[0].numel() ** 0.5)
-        elif name.endswith("weight"):
-            tensor.copy_(1 + 0.3 * noise)
-        else:
-            tensor.copy_(0.2 * noise)
-    return model
-images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 0.1
-"""
-_names = {}
-exec(RANDOMIZE, _names)
-randomize, images = _names["randomize"], _names["images"]
 
 # Depths are cut and widths kept, so that B2 to B5 (which differ in depth only) take one small network.
 SIZES = {
@@ -327,119 +297,6 @@ def test_segmentation_models_pytorch(tmp_path):
 # NVlabs.
 
 
-def nvlabs_weights(widths, depths, decoder_width, num_labels, classes=None):
-    """Random weights under NVlabs' names; with `classes`, those of an ImageNet file."""
-    shapes, before, start = {}, 3, "" if classes else "backbone."
-
-    def layer(name, *shape, bias=True):
-        shapes[f"{name}.weight"] = shape
-        if bias:
-            shapes[f"{name}.bias"] = shape[:1]
-
-    for n, (width, depth, kernel, reduction) in enumerate(
-        zip(widths, depths, (7, 3, 3, 3), (8, 4, 2, 1), strict=True), 1
-    ):
-        layer(f"{start}patch_embed{n}.proj", width, before, kernel, kernel)
-        layer(f"{start}patch_embed{n}.norm", width)
-        for j in range(depth):
-            block = f"{start}block{n}.{j}"
-            layer(f"{block}.norm1", width)
-            layer(f"{block}.attn.q", width, width)
-            layer(f"{block}.attn.kv", 2 * width, width)
-            layer(f"{block}.attn.proj", width, width)
-            if reduction > 1:
-                layer(f"{block}.attn.sr", width, width, reduction, reduction)
-                layer(f"{block}.attn.norm", width)
-            layer(f"{block}.norm2", width)
-            layer(f"{block}.mlp.fc1", 4 * width, width)
-            layer(f"{block}.mlp.dwconv.dwconv", 4 * width, 1, 3, 3)
-            layer(f"{block}.mlp.fc2", width, 4 * width)
-        layer(f"{start}norm{n}", width)
-        before = width
-    if classes:
-        layer("head", classes, widths[-1])
-    else:
-        layer("decode_head.conv_seg", num_labels, 128, 1, 1)
-        for n in (4, 3, 2, 1):
-            layer(f"decode_head.linear_c{n}.proj", decoder_width, widths[n - 1])
-        layer("decode_head.linear_fuse.conv", decoder_width, 4 * decoder_width, 1, 1, bias=False)
-        layer("decode_head.linear_fuse.bn", decoder_width)
-        for name in ("running_mean", "running_var"):
-            shapes[f"decode_head.linear_fuse.bn.{name}"] = (decoder_width,)
-        layer("decode_head.linear_pred", num_labels, decoder_width, 1, 1)
-
-    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-    randomize(weights)
-    if not classes:
-        weights["decode_head.linear_fuse.bn.num_batches_tracked"] = torch.tensor(7)
-    return weights
-
-
-def nvlabs_logits(weights, pixels):
-    """The network of arXiv 2105.15203 with the released weights' epsilons, by plain functions."""
-    weights = {name: tensor.to(pixels.dtype) for name, tensor in weights.items()}
-    start = "backbone." if "backbone.norm1.weight" in weights else ""
-
-    def of(name):
-        return weights[f"{name}.weight"], weights.get(f"{name}.bias")
-
-    def norm(tokens, name, eps):
-        return F.layer_norm(tokens, tokens.shape[-1:], *of(name), eps)
-
-    maps = []
-    for n, (heads, reduction) in enumerate(zip((1, 2, 5, 8), (8, 4, 2, 1), strict=True), start=1):
-        embed = f"{start}patch_embed{n}"
-        kernel = weights[f"{embed}.proj.weight"].shape[-1]
-        grid = F.conv2d(pixels if n == 1 else maps[-1], *of(f"{embed}.proj"), 4 if n == 1 else 2, kernel // 2)
-        batch, width, height, breadth = grid.shape
-        tokens = norm(grid.flatten(2).mT, f"{embed}.norm", 1e-5)
-
-        def as_map(tokens, size=(height, breadth)):
-            return tokens.mT.unflatten(2, size)
-
-        j = 0
-        while f"{start}block{n}.{j}.norm1.weight" in weights:
-            block = f"{start}block{n}.{j}"
-            inner = norm(tokens, f"{block}.norm1", 1e-6)
-            context = inner
-            if reduction > 1:
-                context = F.conv2d(as_map(inner), *of(f"{block}.attn.sr"), reduction).flatten(2).mT
-                context = norm(context, f"{block}.attn.norm", 1e-5)
-            keys_and_values = F.linear(context, *of(f"{block}.attn.kv"))
-            parts = (
-                F.linear(inner, *of(f"{block}.attn.q")),
-                keys_and_values[..., :width],
-                keys_and_values[..., width:],
-            )
-            query, key, value = (part.reshape(batch, -1, heads, width // heads).transpose(1, 2) for part in parts)
-            scores = torch.einsum("bhid,bhjd->bhij", query, key) * (width // heads) ** -0.5
-            mixed = torch.einsum("bhij,bhjd->bhid", scores.softmax(-1), value).transpose(1, 2).flatten(2)
-            tokens = tokens + F.linear(mixed, *of(f"{block}.attn.proj"))
-            inner = F.linear(norm(tokens, f"{block}.norm2", 1e-6), *of(f"{block}.mlp.fc1"))
-            inner = F.conv2d(as_map(inner), *of(f"{block}.mlp.dwconv.dwconv"), padding=1, groups=inner.shape[-1])
-            tokens = tokens + F.linear(F.gelu(inner.flatten(2).mT), *of(f"{block}.mlp.fc2"))
-            j += 1
-        maps.append(as_map(norm(tokens, f"{start}norm{n}", 1e-6)))
-    if "head.weight" in weights:
-        return F.linear(maps[-1].mean((2, 3)), *of("head"))
-    stacked = []
-    for n in (4, 3, 2, 1):
-        projected = torch.einsum("bchw,ec->behw", maps[n - 1], weights[f"decode_head.linear_c{n}.proj.weight"])
-        projected = projected + weights[f"decode_head.linear_c{n}.proj.bias"][:, None, None]
-        stacked.append(F.interpolate(projected, maps[0].shape[2:], mode="bilinear", align_corners=False))
-    fused = F.conv2d(torch.cat(stacked, 1), weights["decode_head.linear_fuse.conv.weight"])
-    bn = "decode_head.linear_fuse.bn"
-    fused = F.batch_norm(fused, weights[f"{bn}.running_mean"], weights[f"{bn}.running_var"], *of(bn), eps=1e-5)
-    return F.conv2d(fused.relu(), *of("decode_head.linear_pred"))
-
-
-NVLABS = {
-    "b0": ([32, 64, 160, 256], [2, 2, 2, 2], 256),
-    "b1": ([64, 128, 320, 512], [2, 2, 2, 2], 256),
-    "deep": ([64, 128, 320, 512], [1, 2, 3, 1], 768),
-}
-
-
 @pytest.mark.parametrize("size", NVLABS)
 def test_nvlabs(size, tmp_path):
     weights = nvlabs_weights(*NVLABS[size], num_labels=150)
@@ -497,204 +354,3 @@ def test_converted_folder_loads_in_transformers(stock_files):
     # It computes with its own epsilons.
     expected = nvlabs_logits(torch.load(folder / "nvlabs.pth"), images)
     assert_close(torch.load(folder / "converted-outputs.pth"), expected, relative=3e-2)
-
-
-# Classes, protocols and the command line.
-
-
-@pytest.fixture
-def small(tmp_path):
-    """Function that saves a small NVlabs file and returns its path."""
-
-    def save(num_labels=150, meta=None, depths=(1, 1, 1, 1), name="model.pth"):
-        weights = nvlabs_weights([32, 64, 160, 256], depths, 16, num_labels)
-        torch.save({"state_dict": weights, "meta": meta or {}}, tmp_path / name)
-        return tmp_path / name
-
-    return save
-
-
-@pytest.mark.parametrize(
-    "name, table, edges", [("ade20k", ade20k, (512, 2048)), ("cityscapes", cityscapes, (1024, 2048))]
-)
-def test_dataset_names_classes_and_protocol(name, table, edges, small, tmp_path):
-    path = small(len(table.CLASS_NAMES))
-    convert_checkpoint(path, tmp_path / "out", dataset=name)
-    config, processor = (auto.from_pretrained(tmp_path / "out") for auto in (AutoConfig, SegformerImageProcessor))
-    assert tuple(config.id2label.values()) == table.CLASS_NAMES and tuple(map(tuple, config.palette)) == table.PALETTE
-    assert config.label2id[table.CLASS_NAMES[-1]] == len(table.CLASS_NAMES) - 1
-    assert dict(processor.size) == {"shortest_edge": edges[0], "longest_edge": edges[1]}
-    assert processor.do_reduce_labels == (name == "ade20k")
-    assert processor.size_divisor == (32 if name == "ade20k" else None)
-    with pytest.raises(ValueError, match=f"'{name}' has {len(table.CLASS_NAMES)} classes, the weights have 7"):
-        convert_checkpoint(small(7, name="other.pth"), tmp_path / "never", dataset=name)
-    assert not (tmp_path / "never").exists()
-
-
-def test_classes_agree_with_published_tables(shared_data):
-    import csv
-
-    hub = shared_data / "hub_configs" / "Xenova_segformer-b0-finetuned-ade-512-512" / "config.json"
-    labels = json.loads(hub.read_text())["id2label"]
-    assert tuple(labels[str(label)].strip() for label in range(150)) == ade20k.CLASS_NAMES
-    with open(shared_data / "ade20k" / "object150_info.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row, name in zip(rows, ade20k.CLASS_NAMES, strict=True):
-        words = row["Name"].split(";")  # the published table separates words and synonyms alike
-        assert words[0] == name.split()[0] and set(name.split()) <= set(words)
-    assert len(ade20k.PALETTE) == 150 and len(set(ade20k.PALETTE)) == 149
-    assert len(set(cityscapes.PALETTE)) == len(set(cityscapes.CLASS_NAMES)) == 19
-
-
-def test_b5_of_ade20k_was_made_for_640_pixels():
-    import hf_segformer.checkpoint_conversion as conversion
-    from hf_segformer.checkpoint_files import Checkpoint
-    from hf_segformer.checkpoint_layouts import ConversionReport
-
-    for variant, scale, edges in (
-        ("b5", None, (640, 2048)),
-        ("b5", (2048, 512), (512, 2048)),
-        ("b4", None, (512, 2048)),
-    ):
-        report = ConversionReport("nvlabs", "hf4", variant=variant, head="mlp")
-        checkpoint = Checkpoint({}, image_scale=scale)
-        processor = conversion._image_processor(checkpoint, report, "ade20k")
-        assert dict(processor.size) == {"shortest_edge": edges[0], "longest_edge": edges[1]}
-
-
-def test_metadata_that_does_not_fit_is_reported(small, tmp_path):
-    report = convert_checkpoint(small(7, {"CLASSES": ["a", "b"], "PALETTE": [[0, 0, 0], [1, 1, 1]]}), tmp_path / "out")
-    assert "2 class names in the metadata ignored, the head has 7" in str(report)
-    assert AutoConfig.from_pretrained(tmp_path / "out").num_labels == 7
-    assert "no evaluation protocol known" in str(report)
-
-
-def test_configuration_beside_the_weights_is_kept(tiny_config, randomize, tmp_path):
-    names = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}
-    config = tiny_config(
-        id2label=names, hidden_act="relu", drop_path_rate=0.3, block_norm_eps=1e-6, palette=[[9, 9, 9]] * 5
-    )
-    randomize(SegformerForSemanticSegmentation(config)).save_pretrained(tmp_path / "model")
-    settings = {"image_processor_type": "SegformerFeatureExtractor", "size": 384, "reduce_labels": True}
-    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
-    convert_checkpoint(tmp_path / "model", tmp_path / "out")
-    kept = AutoConfig.from_pretrained(tmp_path / "out")
-    for name in ("hidden_act", "drop_path_rate", "block_norm_eps", "num_attention_heads", "id2label", "palette"):
-        assert getattr(kept, name) == getattr(config, name), name
-    processor = SegformerImageProcessor.from_pretrained(tmp_path / "out")
-    assert dict(processor.size) == {"height": 384, "width": 384} and processor.do_reduce_labels
-    assert torch.equal(logits_of(tmp_path / "out"), logits_of(tmp_path / "model"))
-
-
-def test_half_precision_stays(small, tmp_path):
-    path = small()
-    content = torch.load(path)
-    half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
-    torch.save(half, path)
-    assert convert_checkpoint(path, tmp_path / "out").dtype == "bfloat16"
-    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
-
-
-def test_hub_id_from_the_cache(small, tmp_path, monkeypatch):
-    """The real client, finding the model in its cache without network."""
-    convert_checkpoint(small(), tmp_path / "ours", dataset="ade20k")
-    commit = "0" * 40
-    repository = tmp_path / "cache" / "models--someone--segformer"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "snapshots").mkdir()
-    (tmp_path / "ours").rename(repository / "snapshots" / commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    report = convert_checkpoint("someone/segformer", tmp_path / "out")
-    assert (report.source, report.head) == ("hf4", "mlp")
-    assert AutoConfig.from_pretrained(tmp_path / "out").id2label[0] == "wall"
-
-
-def run_command(*arguments):
-    command = [sys.executable, "-W", "ignore", str(CONVERT), *map(str, arguments)]
-    environment = {"PYTHONPATH": str(CONVERT.parent.parent), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_command_line(small, tmp_path, capsys):
-    path = small()
-    result = run_command(path, tmp_path / "deep" / "out", "--dataset", "ade20k")
-    assert result.returncode == 0, result.stderr
-    for words in ("NVlabs/SegFormer -> transformers", "150 classes", "renamed", "split", "2 dropped", "linear_pred"):
-        assert words in result.stdout
-    assert sorted(file.name for file in (tmp_path / "deep" / "out").iterdir()) == [
-        "config.json",
-        "conversion.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    ]
-    record = json.loads((tmp_path / "deep" / "out" / "conversion.json").read_text())
-    assert record["source"] == "nvlabs" and record["file"] == "model.pth"
-    assert len(record["sha256"]["model.pth"]) == 64
-    content = torch.load(path)
-    content["state_dict"]["backbone.extra.weight"] = torch.zeros(2)
-    torch.save(content, path)
-    main = runpy.run_path(str(CONVERT))["main"]
-    assert main([str(path), str(tmp_path / "never")]) == 1
-    assert "error: " in (message := capsys.readouterr().err) and "no place for backbone.extra.weight" in message
-    assert main([str(path), str(tmp_path / "dropped"), "--drop", "backbone.extra."]) == 0
-    assert "asked for: backbone.extra.weight" in capsys.readouterr().out
-
-
-class Attack:
-    """Makes a file when it is unpickled without protection."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("to", [None, "mmseg", "nvlabs"])
-def test_nothing_is_left_behind(to, small, tmp_path, monkeypatch):
-    path = small()
-    occupied = tmp_path / "occupied"
-    occupied.mkdir()
-    (occupied / "precious.txt").write_text("mine")
-    before = sorted(tmp_path.rglob("*"))
-    content = torch.load(path)
-    content["state_dict"]["backbone.norm2.weight"][3] = float("nan")
-    torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"model\.pth: .*not finite: backbone\.norm2\.weight"):
-        convert_checkpoint(path, tmp_path / "out", to=to)
-    with pytest.raises(ValueError, match="exists and is not empty"):
-        convert_checkpoint(path, occupied, to=to)
-    with pytest.raises(ValueError, match="dataset must be one of"):
-        convert_checkpoint(path, tmp_path / "out", dataset="ade", to=to)
-    with pytest.raises(ValueError, match="to must be one of"):
-        convert_checkpoint(path, tmp_path / "out", to="b0")
-    assert sorted(tmp_path.rglob("*")) == before
-
-    content["state_dict"]["backbone.norm2.weight"][3] = 1.0
-    whole = torch.save({**content, "attack": Attack(tmp_path / "ran")}, path) or path.read_bytes()
-    for harmful, message in ((whole, "system.*not read"), (whole[:-1000], "is damaged"), (b"", "is damaged")):
-        path.write_bytes(harmful)
-        with pytest.raises(ValueError, match=message):
-            convert_checkpoint(path, tmp_path / "out", to=to)
-    assert sorted(tmp_path.rglob("*")) == before
-
-    small()
-
-    def full(*arguments, **options):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file" if to is None else "torch.save", full)
-    with pytest.raises(ValueError if to == "mmseg" else OSError):
-        convert_checkpoint(path, tmp_path / "a" / "b" / "out", to=to)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_new_folder_takes_the_place_of_an_empty_one(tmp_path):
-    (tmp_path / "out").mkdir()
-    with new_folder(tmp_path / "out") as folder:
-        (folder / "file").write_text("content")
-        assert not list((tmp_path / "out").iterdir())
-    assert [file.name for file in tmp_path.rglob("*")] == ["out", "file"]
-    (tmp_path / "ordinary").mkdir()
-    assert (tmp_path / "out").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
