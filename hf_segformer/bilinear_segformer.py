@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the caches, and is long enough to
-# share among threads. No buffer holds more than this share of all scores, however small the image.
+# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the caches, and is long enough
+# to share among threads. No buffer holds more than this share of all scores, however small the image.
 _BAND_ELEMENTS = 1 << 19
 _SLAB_ELEMENTS = 1 << 20
 _LARGEST_SHARE = 1 / 50
