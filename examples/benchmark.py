@@ -59,7 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print the table."""
     args = parse_arguments(arguments)
     torch.manual_seed(0)
-    print(f"{args.size}x{args.size}, batch {args.batch_size}, {args.num_labels} classes, float32, {args.device}", end=", ")
+    print(
+        f"{args.size}x{args.size}, batch {args.batch_size}, {args.num_labels} classes, float32, {args.device}",
+        end=", ",
+    )
     print(f"{torch.get_num_threads()} threads, {args.pairs} pairs\n")
     print("| variant | ours ms | transformers ms | ratio | range | largest relative difference |")
     print("|--|--|--|--|--|--|")
