@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SegFormer for the Hugging Face ecosystem: every checkpoint, its authors' numbers, several times faster.
+"""SegFormer for the Hugging Face ecosystem: models, image processor, data, training, conversion.
 
 Importing this package makes the Auto classes of `transformers` build the classes below for `model_type: "segformer"`,
 in this process. Set the environment variable `HF_SEGFORMER_NO_REGISTER=1` before the import, or call `unregister()`,
