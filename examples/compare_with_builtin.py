@@ -5,14 +5,15 @@
     accelerate launch examples/train.py --output_dir runs/ours
     accelerate launch examples/compare_with_builtin.py --output_dir runs/builtin
 
-Same flags, same initial weights, same pictures in the same order. Dropout masks differ, because they follow the memory
-layout of the feature maps, so the results agree as two seeds of one recipe do.
+Same flags, same initial weights, same pictures in the same order, same random numbers: the two runs differ by how
+floating point sums are ordered, which training then amplifies.
 """
 
 import tempfile
 
-import train
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+import train
 
 
 def build_builtin_model(args, data):

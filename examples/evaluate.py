@@ -9,35 +9,25 @@ Prints mIoU, mAcc, aAcc and the per-class table and writes metrics.json. Every i
 its annotation, so any number of processes gives the same figures.
 """
 
-import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import hf_segformer  # noqa: F401  (the Auto classes build this package's models)
-from hf_segformer.data import check_dataset, load_dataset
-from hf_segformer.evaluation import check_classes, evaluate
+from hf_segformer.data import DataArguments, check_dataset
+from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.metrics import write_metrics
 
 
-@dataclass
-class EvaluateArguments:
+@dataclass(kw_only=True)
+class EvaluateArguments(DataArguments):
     """Command line of evaluate.py; every flag is a field."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
-    dataset: str = field(
-        default="scenes", metadata={"help": "scenes, camvid, folder, parquet, or a Hub id owner/name."}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Folder with the data set's files."})
-    mask_format: str | None = field(default=None, metadata={"help": "folder, Hub: ids, binary, rgb or auto."})
-    image_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of pictures."})
-    annotation_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of annotations."})
-    class_names: str | None = field(default=None, metadata={"help": "Hub, parquet: file with the class names."})
     split: str = field(default="validation", metadata={"help": "validation or train."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Where metrics.json goes; the current folder if left out."}
@@ -54,13 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.split not in ("validation", "train"):
         raise ValueError(f"split must be validation or train, got {args.split!r}")
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` starts CPU processes with one thread each.
-        torch.set_num_threads(args.num_threads or max(len(os.sched_getaffinity(0)) // accelerator.num_processes, 1))
-    names = ("mask_format", "image_column", "annotation_column", "class_names")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    share_cpu_threads(accelerator, args.num_threads)
     with accelerator.main_process_first():
-        data = load_dataset(args.dataset, args.data_root, **options)
+        data = args.load_data()
         if accelerator.is_local_main_process:
             check_dataset(data)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(accelerator.device)

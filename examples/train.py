@@ -31,14 +31,14 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, H
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import (
+    DataArguments,
     DrawSampler,
     SegmentationData,
     TrainingSamples,
     TrainingTransform,
     check_dataset,
-    load_dataset,
 )
-from hf_segformer.evaluation import check_classes, evaluate
+from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.hub import PushError, model_card, push_folder
 from hf_segformer.inference import predict_label_map
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
@@ -65,18 +65,9 @@ DEFAULTS = {
 PICTURES = 6
 
 
-@dataclass
-class TrainArguments:
+@dataclass(kw_only=True)
+class TrainArguments(DataArguments):
     """Command line of train.py; every flag is a field."""
-
-    dataset: str = field(
-        default="scenes", metadata={"help": "scenes, camvid, folder, parquet, or a Hub id owner/name."}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Folder with the data set's files."})
-    mask_format: str | None = field(default=None, metadata={"help": "folder, Hub: ids, binary, rgb or auto."})
-    image_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of pictures."})
-    annotation_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of annotations."})
-    class_names: str | None = field(default=None, metadata={"help": "Hub, parquet: file with the class names."})
 
     model: str | None = field(
         default=None,
@@ -167,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = build_accelerator(args)
     args.output_dir = choose_output_dir(args, accelerator)
     with accelerator.main_process_first():
-        data = load_data(args)
+        data = args.load_data()
         if accelerator.is_local_main_process:
             check_dataset(data)
     torch.manual_seed(args.seed)
@@ -198,10 +189,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
         project_dir=args.output_dir or "runs",
         kwargs_handlers=handlers,
     )
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` starts CPU processes with one thread each.
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(args.num_threads or max(len(os.sched_getaffinity(0)) // local_processes, 1))
+    share_cpu_threads(accelerator, args.num_threads)
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
     return accelerator
 
@@ -227,13 +215,6 @@ def choose_output_dir(args: TrainArguments, accelerator: Accelerator) -> str:
     if args.resume and latest_state(Path(chosen[0]) / "states") is None:
         raise ValueError(f"output_dir {chosen[0]!r} holds no saved state to resume; start the run without --resume")
     return chosen[0]
-
-
-def load_data(args: TrainArguments) -> SegmentationData:
-    """The data set the flags name."""
-    names = ("mask_format", "image_column", "annotation_column", "class_names")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return load_dataset(args.dataset, args.data_root, **options)
 
 
 def build_model(args: TrainArguments, data: SegmentationData):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,20 @@ def check_classes(model: nn.Module, data: SegmentationData) -> None:
             f"the model has num_labels={model.config.num_labels} but data set {data.name!r} has {data.num_classes} "
             f"classes: {', '.join(data.class_names[:10])}{', ...' if data.num_classes > 10 else ''}"
         )
+
+
+def share_cpu_threads(accelerator: Accelerator, num_threads: int = 0) -> None:
+    """Give each process its part of this machine's cores; nothing on other devices.
+
+    `accelerate launch` starts CPU processes with one thread each, however many cores there are.
+
+    Args:
+        accelerator: Tells the device and the number of processes.
+        num_threads: Threads for this process; 0 shares all cores evenly.
+    """
+    if accelerator.device.type == "cpu":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(num_threads or max(len(os.sched_getaffinity(0)) // local_processes, 1))
 
 
 def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 import torch
-from nvlabs_network import NVLABS, RANDOMIZE, images, nvlabs_logits, nvlabs_weights
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 from hf_segformer import (
@@ -25,6 +24,7 @@ from hf_segformer.checkpoint_conversion import convert_checkpoint
 from hf_segformer.checkpoint_files import read_checkpoint
 from hf_segformer.checkpoints import convert_state_dict
 from hf_segformer.data import ade20k
+from nvlabs_network import NVLABS, RANDOMIZE, images, nvlabs_logits, nvlabs_weights
 from oracles import run_oracle
 
 # Depths are cut and widths kept, so that B2 to B5 (which differ in depth only) take one small network.

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from nvlabs_network import images, nvlabs_weights
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.checkpoint_conversion import convert_checkpoint, new_folder
 from hf_segformer.data import ade20k, cityscapes
+from nvlabs_network import images, nvlabs_weights
 
 CONVERT = Path(__file__).resolve().parent.parent / "conversion" / "convert.py"
 

@@ -5,11 +5,11 @@
 import numpy as np
 import pytest
 import torch
-from pictures import pixel_values, random_image, random_map
 from PIL import Image, ImageOps
 
 from hf_segformer import SegformerImageProcessor
 from hf_segformer.resize_segformer import nearest_indices
+from pictures import pixel_values, random_image, random_map
 
 
 def on_white(rgba):

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from pictures import SegformerImageProcessorPil, random_image, random_map
 from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_segformer import SegformerImageProcessor
 from hf_segformer import pixel_values_segformer as computing
 from oracles import run_oracle
+from pictures import SegformerImageProcessorPil, random_image, random_map
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import SegformerImageProcessorPil, padded_batch, random_image
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import pipeline
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from pictures import SegformerImageProcessorPil, padded_batch, random_image
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pictures import SegformerImageProcessorPil, pixel_values, random_image, random_map
 from PIL import Image
 
 from hf_segformer import SegformerImageProcessor
 from hf_segformer import pixel_values_segformer as computing
 from hf_segformer.resize_segformer import nearest_indices, opencv_resize, pillow_resize, resize_nearest, resize_pixels
 from oracles import run_oracle
+from pictures import SegformerImageProcessorPil, pixel_values, random_image, random_map
 
 FILTERS = [filter_ for filter_ in Image.Resampling if not filter_.name.startswith("MKS")]
 # (height, width) of source and target: up, down, both, one axis only, odd, one pixel, half, much taller than wide.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .arguments import DataArguments
 from .camvid import load_camvid
 from .classes import ClassTable, default_palette, read_class_table
 from .folder import load_folder
@@ -24,6 +25,7 @@ __all__ = [
     "LOADERS",
     "AnnotationFormat",
     "ClassTable",
+    "DataArguments",
     "DatasetReport",
     "DrawSampler",
     "SegmentationData",
