@@ -14,36 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_segformer import SegformerConfig
+from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream
 
-
-def is_untouched(module: nn.Module, expected_class: type[nn.Module]) -> bool:
-    """Whether `module` is exactly an `expected_class`, without hooks and with its own `forward`."""
-    if type(module) is not expected_class or "forward" in module.__dict__:
-        return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks)
-
-
-def is_plain(module: nn.Module, expected_class: type[nn.Module]) -> bool:
-    """Whether computing with `module.weight` gives what calling `module` gives.
-
-    Not so for adapters (LoRA), quantised or parametrised layers, layers with hooks or a replaced `forward`, and
-    weights that are sharded (FSDP, ZeRO-3, DTensor): algebra that reads weights must call such modules instead.
-
-    Args:
-        module: A Linear, Conv2d or BatchNorm2d, or what stands in its place.
-        expected_class: The class it was built as.
-    """
-    if not is_untouched(module, expected_class):
-        return False
-    weight = module.weight
-    if type(weight) not in (nn.Parameter, torch.Tensor) or not weight.is_floating_point():
-        return False
-    if expected_class is nn.Linear:
-        return weight.shape == (module.out_features, module.in_features)
-    if expected_class is nn.Conv2d:
-        return weight.shape == (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-    return weight.shape == (module.num_features,)
+# Bytes of an image's fused map that inference on a CPU works on at a time, and its fewest channels.
+_PART_BYTES = 16 << 20
+_PART_WIDTH = 64
 
 
 class SegformerMLP(nn.Module):
@@ -108,7 +83,9 @@ class SegformerDecodeHead(nn.Module):
             Logits (B, K, H_1, W_1), channels-last in memory.
         """
         feature_maps = [feature_map.permute(0, 2, 3, 1) for feature_map in feature_maps]  # (B, H, W, C)
-        if is_plain(self.linear_fuse, nn.Conv2d):
+        if self._may_split_width(feature_maps[0]):
+            return self._classify_in_parts(feature_maps)
+        if is_plain_pointwise(self.linear_fuse):
             fused = self._fuse_composed(feature_maps)
         else:
             fused = self._fuse_concatenated(feature_maps)
@@ -124,20 +101,77 @@ class SegformerDecodeHead(nn.Module):
 
     def _fuse_composed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """Normalised sum over stages, (B, E, H_1, W_1)."""
-        composed = [_is_plain_mlp(project) for project in self.linear_c]
-        norm = self.batch_norm
-        fold_norm = is_plain(norm, nn.BatchNorm2d) and not norm.training and norm.running_mean is not None
-        matrices, bias = self._compose(composed, fold_norm)
-        inputs = [
-            tokens if skip else project(tokens)
-            for skip, project, tokens in zip(composed, self.linear_c, feature_maps, strict=True)
-        ]
+        fold_norm = self._folds_norm()
+        inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm)
         dtype = inputs[0].dtype
         # Constants pass through upsampling unchanged, so those of all stages enter once, at stage 1.
         total = F.linear(inputs[0], matrices[0].to(dtype), bias.to(dtype)).permute(0, 3, 1, 2)
         for tokens, matrix in zip(inputs[1:], matrices[1:], strict=True):
             total += _upsample(F.linear(tokens, matrix.to(dtype)), total.shape[2:])
-        return total if fold_norm else norm(total)
+        return total if fold_norm else self.batch_norm(total)
+
+    def _may_split_width(self, feature_map: torch.Tensor) -> bool:
+        """Whether nothing needs the whole width E at once: no gradient, no dropout, every module plain."""
+        return (
+            may_stream(feature_map)
+            and not self.dropout.training
+            and len(self.linear_c) > 1
+            and is_plain_pointwise(self.linear_fuse)
+            and self._folds_norm()
+            and is_untouched(self.activation, nn.ReLU)
+            and (is_untouched(self.dropout, nn.Dropout) or is_untouched(self.dropout, nn.Dropout2d))
+            and is_plain_pointwise(self.classifier)
+            and self.classifier.bias is not None
+        )
+
+    def _classify_in_parts(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Logits, with about `_PART_BYTES` of one image's fused map in memory at a time.
+
+        Fusing, normalisation and activation treat each of the E channels by itself, and the classifier sums over
+        them, so it can take some of them at a time. The whole map of B2 at 512x512 has 50 MB, and so has each of its
+        summands; getting that much fresh memory from the system costs more than the arithmetic.
+        """
+        inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=True)
+        dtype = inputs[0].dtype
+        matrices, bias = [matrix.to(dtype) for matrix in matrices], bias.to(dtype)
+        images = zip(*(tokens.split(1) for tokens in inputs), strict=True)
+        logits = torch.cat([self._classify_image(image, matrices, bias) for image in images])
+        return logits.permute(0, 3, 1, 2)
+
+    def _classify_image(self, inputs: Sequence[torch.Tensor], matrices: list[torch.Tensor], bias: torch.Tensor):
+        """Logits (1, H_1, W_1, K) of one image."""
+        size, tokens = inputs[0].shape[1:3], inputs[0].flatten(0, 2)  # (N, C)
+        weight = self.classifier.weight.flatten(1).t()  # (E, K)
+        parts = -(-len(tokens) * len(bias) * tokens.element_size() // _PART_BYTES)
+        step = max(-(-len(bias) // parts), _PART_WIDTH)
+        # Half precision would lose digits with every part that is added.
+        logits = self.classifier.bias.to(torch.promote_types(tokens.dtype, torch.float32)).repeat(len(tokens), 1)
+        for start in range(0, len(bias), step):
+            part = slice(start, start + step)
+            # The bias enters where the map is smallest; upsampling leaves constants as they are.
+            total = _upsample(F.linear(inputs[-1], matrices[-1][part], bias[part]), size)
+            for stage in reversed(range(1, len(inputs) - 1)):
+                total += _upsample(F.linear(inputs[stage], matrices[stage][part]), size)
+            total = total.permute(0, 2, 3, 1).reshape(len(tokens), -1)
+            total.addmm_(tokens, matrices[0][part].t()).relu_()
+            if total.dtype == logits.dtype:
+                logits.addmm_(total, weight[part])
+            else:
+                logits += total @ weight[part]
+        return logits.to(tokens.dtype).view(1, *size, -1)
+
+    def _folds_norm(self) -> bool:
+        norm = self.batch_norm
+        return is_plain(norm, nn.BatchNorm2d) and not norm.training and norm.running_mean is not None
+
+    def _inputs_and_matrices(self, feature_maps: list[torch.Tensor], fold_norm: bool):
+        """What goes into each stage's matrix, the matrices, and the bias of their sum."""
+        composed = [_is_plain_mlp(project) for project in self.linear_c]
+        inputs = [
+            tokens if skip else project(tokens)
+            for skip, project, tokens in zip(composed, self.linear_c, feature_maps, strict=True)
+        ]
+        return inputs, *self._compose(composed, fold_norm)
 
     def _compose(self, composed: list[bool], fold_norm: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Each stage's matrix (E, C_s) or (E, E) and the bias (E,) of the sum, in at least float32."""

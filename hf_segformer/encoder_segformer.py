@@ -15,6 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_segformer import SegformerConfig
+from .plain_segformer import is_plain, is_untouched, may_stream
+
+# Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
+_BAND_BYTES = 8 << 20
 
 
 class SegformerOverlapPatchEmbeddings(nn.Module):
@@ -137,9 +141,49 @@ class SegformerMixFFN(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self._may_cut_rows(hidden_states):
+            _, height, width, _ = hidden_states.shape
+            bands = -(-height * width * self.dense1.out_features * hidden_states.element_size() // _BAND_BYTES)
+            if bands > 1:
+                return self._forward_in_bands(hidden_states, bands)
         hidden_states = self.dwconv(self.dense1(hidden_states))
         hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
         return self.dropout(self.dense2(hidden_states))
+
+    def _may_cut_rows(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the modules do to a band of rows what they do to the whole map, and nobody watches them."""
+        return (
+            may_stream(hidden_states)
+            and not self.dropout.training
+            and is_plain(self.dense1, nn.Linear)
+            and is_untouched(self.dwconv, SegformerDWConv)
+            and self._is_plain_depthwise(self.dwconv.dwconv)
+            and is_untouched(self.intermediate_act_fn, type(self.intermediate_act_fn))
+            and is_plain(self.dense2, nn.Linear)
+            and is_untouched(self.dropout, nn.Dropout)
+        )
+
+    @staticmethod
+    def _is_plain_depthwise(convolution: nn.Module) -> bool:
+        if not is_plain(convolution, nn.Conv2d):
+            return False
+        shape = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+        return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.padding_mode == "zeros"
+
+    def _forward_in_bands(self, hidden_states: torch.Tensor, bands: int) -> torch.Tensor:
+        """The same, one image and band of rows at a time: the hidden map is never held.
+
+        The convolution sees one row beyond each end of a band, so those are computed twice.
+        """
+        height = hidden_states.shape[1]
+        result = torch.empty_like(hidden_states)
+        step = max(-(-height // bands), 1)
+        for image, output in zip(hidden_states.split(1), result.split(1), strict=True):
+            for top in range(0, height, step):
+                bottom, above, below = min(top + step, height), max(top - 1, 0), min(top + step + 1, height)
+                hidden = self.dwconv(self.dense1(image[:, above:below]))[:, top - above : bottom - above]
+                output[:, top:bottom] = self.dense2(self.intermediate_act_fn(hidden))
+        return result
 
 
 class SegformerDropPath(nn.Module):

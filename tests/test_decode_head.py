@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segformer import SegformerForSemanticSegmentation
-from hf_segformer.decode_head_segformer import is_plain
+from hf_segformer.plain_segformer import is_plain
 from oracles import run_oracle
 
 HEADS = pytest.mark.parametrize("conv_width", [None, 20], ids=["mlp", "conv"])

@@ -304,43 +304,69 @@ assert segment("image.jpg")[0]["mask"].size == (56, 40)
 """
 
 
-def test_command_line_then_loading_by_id_then_from_the_cache(folder, tmp_path):
-    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 56, 3), dtype=np.uint8))
-    image.save(tmp_path / "image.jpg")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_owner",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-    }
+@pytest.fixture
+def run_script(tmp_path):
+    """Function that runs Python in a fresh process as the owner of the Hub at an endpoint."""
 
-    def run(*arguments):
-        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    def run(endpoint, *arguments):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_owner",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+        }
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
         return subprocess.run([sys.executable, *map(str, arguments)], stdin=subprocess.DEVNULL, **options)
 
+    return run
+
+
+def test_command_line_then_loading_by_id_then_from_the_cache(folder, tmp_path, run_script):
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.jpg")
     push = REPOSITORY / "conversion" / "push_to_hub.py"
     with HubServer() as hub:
-        environment["HF_ENDPOINT"] = hub.endpoint
-        done = run(push, folder, "user/model", "--license", "other", "--license_name", "mine", "--private")
+        done = run_script(
+            hub.endpoint, push, folder, "user/model", "--license", "other", "--license_name", "mine", "--private"
+        )
         assert done.returncode == 0, done.stderr
         (commit,) = hub.log("user/model")
         assert done.stdout.strip() == f"{hub.endpoint}/user/model/commit/{commit.oid}"
         card = hub.files("user/model")["README.md"].decode()
         (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        loaded = run("-c", LOAD + example, "online.pt")
+        loaded = run_script(hub.endpoint, "-c", LOAD + example, "online.pt")
         assert loaded.returncode == 0, loaded.stderr
         assert "LABEL_" in loaded.stdout and "(56, 40)" in loaded.stdout
         assert hub.unknown == [] and hub.count("download") == 1
     # Without this the pipeline spends 46 seconds on asking for a chat template.
-    cached = run("-c", f"import time; time.sleep = lambda seconds: None\n{LOAD}", "cached.pt")
+    cached = run_script(hub.endpoint, "-c", f"import time; time.sleep = lambda seconds: None\n{LOAD}", "cached.pt")
     assert cached.returncode == 0, cached.stderr
     inputs = SegformerImageProcessor.from_pretrained(folder)(Image.open(tmp_path / "image.jpg"), return_tensors="pt")
     expected = SegformerForSemanticSegmentation.from_pretrained(folder).eval()(**inputs).logits
     for name in ("online.pt", "cached.pt"):
         torch.testing.assert_close(torch.load(tmp_path / name), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_publishes_its_result(tmp_path, run_script):
+    train = [REPOSITORY / "examples" / "train.py", "--max_steps", 2, "--batch_size", 2, "--crop_size", 64]
+    train += ["--num_workers", 0, "--output_dir", tmp_path / "out", "--push_to_hub", "user/scenes"]
+    refused = run_script("http://127.0.0.1:9", *train)
+    assert refused.returncode and "license" in refused.stderr and not (tmp_path / "out").exists()
+    with HubServer() as hub:
+        done = run_script(hub.endpoint, *train, "--license", "apache-2.0")
+        assert done.returncode == 0, done.stderr[-3000:]
+        (commit,) = hub.log("user/scenes")
+        assert f"{hub.endpoint}/user/scenes/commit/{commit.oid}" in done.stdout
+        files = hub.files("user/scenes")
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert not any(name.startswith("states/") for name in files)
+    card, metrics = ModelCard(files["README.md"].decode()), json.loads(files["metrics.json"])
+    assert card.data.license == "apache-2.0"
+    assert card.data.eval_results[0].metric_value == pytest.approx(metrics["mean_iou"], abs=1e-4)
 
 
 def test_command_line_asks_for_the_licence(hub, folder, monkeypatch):

@@ -291,11 +291,19 @@ def test_compiles_to_one_graph(conv_width, training, tiny_config, randomize):
     assert model.decode_head.linear_fuse.weight.grad.abs().max() > 0
 
 
-def test_exports_with_dynamic_size(tiny_config, randomize):
-    model = randomize(SegformerForSemanticSegmentation(tiny_config())).eval()
-    exported = torch.export.export(model, (torch.randn(2, 3, 64, 96),), strict=False).module()
-    pixel_values = torch.randn(2, 3, 64, 96)
-    assert relative(exported(pixel_values).logits, model(pixel_values).logits) <= 1e-5
+@pytest.mark.parametrize("conv_width", [None, 20], ids=["mlp", "conv"])
+def test_onnx_export_with_dynamic_size(conv_width, tiny_config, randomize, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = randomize(SegformerForSemanticSegmentation(tiny_config(conv_decoder_hidden_size=conv_width))).eval()
+    dynamic = {"pixel_values": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
+    options = {"dynamo": True, "dynamic_shapes": dynamic, "input_names": ["pixel_values"], "output_names": ["logits"]}
+    torch.onnx.export(model, (torch.randn(2, 3, 64, 96),), tmp_path / "model.onnx", verbose=False, **options)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 50, 77), (3, 3, 129, 64)):
+        pixel_values = torch.randn(shape)
+        (logits,) = session.run(None, {"pixel_values": pixel_values.numpy()})
+        assert relative(torch.from_numpy(logits), model(pixel_values).logits) <= 1e-4
 
 
 @pytest.mark.parametrize("num_channels", [1, 2, 4, 6, 7])
