@@ -1,80 +1,296 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Time the forward pass against the SegFormer of the installed `transformers`: same weights, alternating, one process.
+"""Measure this package against the SegFormer of the installed `transformers`, and others where they are installed.
 
-    python examples/benchmark.py --variants b0 b2 --size 512 --pairs 9
+    python examples/benchmark.py --variants b0 b2 --size 512 --pairs 9 --output_dir runs/benchmark
+    python examples/benchmark.py --dtype bfloat16 --compile
+    python examples/benchmark.py --train --memory --scaling --post_processing --evaluation
+    python examples/benchmark.py --model DIR_OR_HUB_ID --image photo.jpg --post_processing
 
-Prints a Markdown table: the median of each, and the median and range of the ratio over the pairs. Only the ratio means
-anything on another machine.
+Same weights through a folder, all implementations in turn in one process (mmsegmentation in its own), medians and
+ranges. Only the ratios mean anything on another machine. Prints Markdown; `--output_dir` also gets benchmark.md,
+benchmark.json with every single measurement, and plots.
 """
 
-import argparse
+import copy
 import statistics
-import tempfile
-import time
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
-from transformers.models.segformer import modeling_segformer as builtin
+from benchmark_measure import (
+    NOT_MEASURED,
+    Contender,
+    Report,
+    alternate,
+    describe_machine,
+    matrix_product,
+    milliseconds,
+    peak_memory,
+    ratio,
+    span,
+)
+from benchmark_networks import Networks, forward_contenders, giga_macs, load_networks, on
+from benchmark_stages import measure_evaluation, measure_label_maps, measure_stages
+from transformers import HfArgumentParser
+from transformers.utils import logging
 
-from hf_segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
+from hf_segformer import VARIANTS
 
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=["b0", "b2"], choices=sorted(VARIANTS))
-    parser.add_argument("--size", type=int, default=512, help="Side of the square image.")
-    parser.add_argument("--batch_size", type=int, default=1, help="Images per forward pass.")
-    parser.add_argument("--num_labels", type=int, default=150, help="Classes.")
-    parser.add_argument("--pairs", type=int, default=9, help="Alternating pairs of measurements.")
-    parser.add_argument("--device", default="cpu", help="Torch device.")
-    return parser.parse_args(arguments)
-
-
-def seconds(model: torch.nn.Module, pixel_values: torch.Tensor) -> float:
-    """Wall time of one forward pass."""
-    started = time.perf_counter()
-    model(pixel_values)
-    if pixel_values.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+COMPETITORS = ["mmsegmentation", "onnxruntime", "openvino"]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-@torch.inference_mode()
-def compare(variant: str, args: argparse.Namespace) -> tuple[list[float], list[float], float]:
-    """Times of ours and theirs, and the largest difference of the logits relative to the largest logit."""
-    ours = SegformerForSemanticSegmentation(SegformerConfig.for_variant(variant, num_labels=args.num_labels)).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        ours.save_pretrained(folder)
-        theirs = builtin.SegformerForSemanticSegmentation.from_pretrained(folder).eval().to(args.device)
-    ours.to(args.device)
-    pixel_values = torch.randn(args.batch_size, 3, args.size, args.size, device=args.device)
-    expected = theirs(pixel_values).logits
-    difference = ((ours(pixel_values).logits - expected).abs().max() / expected.abs().max()).item()
-    pairs = [(seconds(ours, pixel_values), seconds(theirs, pixel_values)) for _ in range(args.pairs)]
-    return [mine for mine, _ in pairs], [other for _, other in pairs], difference
+@dataclass(kw_only=True)
+class BenchmarkArguments:
+    """Command line of benchmark.py; every flag is a field."""
+
+    variants: list[str] = field(default_factory=lambda: ["b0", "b2"], metadata={"help": "b0 to b5, random weights."})
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id: these weights instead of --variants."}
+    )
+    image: str | None = field(default=None, metadata={"help": "Picture to segment; a drawn scene if left out."})
+    size: str = field(default="512", metadata={"help": "Side of the network's square input, or HEIGHTxWIDTH."})
+    batch_size: int = field(default=1, metadata={"help": "Images per forward pass."})
+    num_labels: int = field(default=150, metadata={"help": "Classes of random weights."})
+    device: str = field(default="cpu", metadata={"help": "Torch device."})
+    dtype: str = field(default="float32", metadata={"help": f"Precision of the networks: {', '.join(DTYPES)}."})
+    pairs: int = field(default=9, metadata={"help": "Rounds, in each of which every implementation runs once."})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves the number to each implementation."})
+    competitors: list[str] = field(
+        default_factory=lambda: list(COMPETITORS),
+        metadata={"help": "Besides transformers, those that are installed of mmsegmentation, onnxruntime, openvino."},
+    )
+    mmseg_path: str | None = field(default=None, metadata={"help": "Folder with mmsegmentation and what it needs."})
+    compile: bool = field(default=False, metadata={"help": "Also measure torch.compile."})
+    train: bool = field(default=False, metadata={"help": "Also measure training steps."})
+    train_batch_size: int = field(default=2, metadata={"help": "Images per training step."})
+    memory: bool = field(
+        default=False, metadata={"help": "Also measure peak memory; with --train of a training step."}
+    )
+    scaling: bool = field(default=False, metadata={"help": "Also plot cost against batch and image size."})
+    scaling_sizes: list[int] = field(
+        default_factory=lambda: [256, 384, 512, 768, 1024], metadata={"help": "Sides of the images for --scaling."}
+    )
+    scaling_batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8], metadata={"help": "Batch sizes for --scaling."}
+    )
+    post_processing: bool = field(default=False, metadata={"help": "Also measure label maps from logits alone."})
+    evaluation: bool = field(default=False, metadata={"help": "Also split an evaluation on drawn scenes by stages."})
+    output_dir: str | None = field(default=None, metadata={"help": "Where files go; none are written if left out."})
+
+    def __post_init__(self):
+        for name, allowed in (("variants", sorted(VARIANTS)), ("competitors", [*COMPETITORS, "none"])):
+            unknown = [value for value in getattr(self, name) if value not in allowed]
+            if unknown:
+                raise ValueError(f"{name} must be among {', '.join(allowed)}, got {', '.join(unknown)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("batch_size", "num_labels", "pairs", "train_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        sides = self.size.lower().split("x")
+        if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+            raise ValueError(f"size must be one side or HEIGHTxWIDTH in pixels, got {self.size!r}")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        sides = [int(side) for side in self.size.lower().split("x")]
+        return sides[0], sides[-1]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print the table."""
-    args = parse_arguments(arguments)
-    torch.manual_seed(0)
-    print(
-        f"{args.size}x{args.size}, batch {args.batch_size}, {args.num_labels} classes, float32, {args.device}",
-        end=", ",
+    """Measure what the command line asks for."""
+    (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(arguments)
+    logging.disable_progress_bar()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = describe_machine()
+    report = Report(args.output_dir, {"settings": asdict(args), "machine": machine})
+    report.text("; ".join(f"{name} {value}" for name, value in machine.items()))
+    for variant in args.variants if args.model is None else [""]:
+        with ExitStack() as stack:
+            measure_network(load_networks(variant, args.model, args.num_labels, stack), args, report)
+    if args.post_processing:
+        report.text("## Label maps from logits\n\nPlain: interpolate all scores, then argmax (softmax and max).")
+        measure_label_maps(args, report)
+    if args.evaluation:
+        report.text("## An evaluation on drawn scenes\n\nMedian per picture, and share of the whole.")
+        measure_evaluation(args, report)
+
+
+def measure_network(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
+    """All measurements of one network."""
+    height, width = args.image_size
+    report.text(
+        f"## {networks.name}, {height}x{width}, batch {args.batch_size}, {networks.ours.config.num_labels} classes, "
+        f"{args.dtype}, {args.device}, {args.pairs} rounds"
     )
-    print(f"{torch.get_num_threads()} threads, {args.pairs} pairs\n")
-    print("| variant | ours ms | transformers ms | ratio | range | largest relative difference |")
-    print("|--|--|--|--|--|--|")
-    for variant in args.variants:
-        ours, theirs, difference = compare(variant, args)
-        ratios = sorted(other / mine for mine, other in zip(ours, theirs, strict=True))
-        print(
-            f"| {variant.upper()} | {1e3 * statistics.median(ours):.0f} | {1e3 * statistics.median(theirs):.0f} | "
-            f"{statistics.median(ratios):.2f} | {ratios[0]:.2f}-{ratios[-1]:.2f} | {difference:.1e} |",
-            flush=True,
-        )
+    measure_forward(networks, args, report)
+    report.text("### From a 640x480 picture to its label map")
+    rows = measure_stages(networks, args, report)
+    report.table(["network", "stage", "ours ms", "range", "transformers ms", "range", "times faster", "range"], rows)
+    if args.train:
+        measure_training(networks, args, report)
+    if args.memory:
+        measure_memory(networks, args, report)
+    if args.scaling:
+        measure_scaling(networks, args, report)
+
+
+@torch.inference_mode()
+def measure_forward(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
+    """Table of the forward passes of all implementations."""
+    pixel_values = torch.randn(args.batch_size, 3, *args.image_size)
+    double = pixel_values.to(args.device, torch.float64)
+    reference = copy.deepcopy(networks.theirs).to(args.device, torch.float64)(double).logits.cpu()
+    product, operations = matrix_product(getattr(torch, args.dtype), args.device)
+    with ExitStack() as stack:
+        contenders = forward_contenders(networks, args, pixel_values, stack)
+        errors = {contender.name: relative_error(contender, reference) for contender in contenders}
+        seconds = alternate([*contenders, product], args.pairs)
+    macs = {
+        name: giga_macs(network, args.image_size, args.batch_size)
+        for name, network in (("ours", networks.ours), ("transformers", networks.theirs))
+    }
+    rate = operations / statistics.median(seconds[product.name])
+    limit = [2e9 * macs["ours"] / operations * value for value in seconds[product.name]]
+    report.data(
+        "forward",
+        {
+            "network": networks.name,
+            "seconds": seconds,
+            "errors": errors,
+            "giga_macs": macs,
+            "matrix_product_flops": rate,
+        },
+    )
+    rows = [
+        forward_row(contender, seconds, errors[contender.name], limit, args.dtype != "float32")
+        for contender in contenders
+    ]
+    header = ["implementation", "ms", "range", "times faster than transformers", "range", "error", "of the limit"]
+    report.table(header + ["times faster than transformers in float32"] * (args.dtype != "float32"), rows)
+    report.text(
+        f"GMAC with attention: ours {macs['ours']:.2f}, transformers {macs['transformers']:.2f}. A large matrix "
+        f"product runs at {rate / 1e9:.0f} GFLOP/s here; at that rate ours would take {milliseconds(limit)} ms, the "
+        "limit. Error: largest difference from the logits of transformers in float64, relative to the largest logit."
+    )
+
+
+def relative_error(contender: Contender, reference: torch.Tensor) -> float | None:
+    """Largest difference of a contender's logits from the reference, relative to the largest; None where unknown."""
+    logits = contender.run() if contender.run is not None else None
+    if logits is None:
+        return None
+    return ((logits.cpu().double() - reference).abs().max() / reference.abs().max()).item()
+
+
+def forward_row(
+    contender: Contender, seconds: dict[str, list[float]], error: float | None, limit: list[float], is_half: bool
+) -> list[str]:
+    """Row of one implementation."""
+    if contender.run is None:
+        return [contender.name, contender.absent]
+    own = seconds[contender.name]
+    row = [contender.name, milliseconds(own), span(own), *ratio(seconds["transformers"], own)]
+    row += [NOT_MEASURED if error is None else f"{error:.1e}"]
+    row += [f"{100 * statistics.median(a / b for a, b in zip(limit, own, strict=True)):.0f} %"]
+    return row + ([ratio(seconds["transformers, float32"], own)[0]] if is_half else [])
+
+
+def measure_training(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
+    """Table of the training steps: forward pass, loss at full size, backward pass, AdamW."""
+    sides = {"ours": networks.ours, "transformers": networks.theirs}
+    seconds = alternate([Contender(name, training_step(side, args)) for name, side in sides.items()], args.pairs)
+    report.data("training", {"network": networks.name, "batch_size": args.train_batch_size, "seconds": seconds})
+    ours, theirs = seconds["ours"], seconds["transformers"]
+    report.text(f"### Training step, batch {args.train_batch_size}, weights in float32")
+    header = ["network", "ours ms", "range", "transformers ms", "range", "times faster", "range"]
+    row = [networks.name, milliseconds(ours), span(ours), milliseconds(theirs), span(theirs), *ratio(theirs, ours)]
+    report.table(header, [row])
+
+
+def training_step(network: torch.nn.Module, args: BenchmarkArguments):
+    """Function that makes one step on random pixels and labels."""
+    network = on(network, args).float().train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.train_batch_size, *args.image_size)
+    pixel_values = torch.randn(shape[0], 3, *shape[1:], generator=generator).to(args.device)
+    labels = torch.randint(network.config.num_labels, shape, generator=generator).to(args.device)
+    device, dtype = args.device.split(":")[0], getattr(torch, args.dtype)
+
+    def step() -> None:
+        with torch.autocast(device, dtype, enabled=args.dtype != "float32"):
+            loss = network(pixel_values, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure_memory(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
+    """Table of the peak memory of processes that only run one network."""
+    rows = []
+    script = Path(__file__).parent / "benchmark_memory.py"
+    for train in (False, True) if args.train else (False,):
+        batch_size = args.train_batch_size if train else args.batch_size
+        settings = {"folder": str(networks.folder), "train": train, "batch_size": batch_size}
+        settings |= {"size": args.image_size, "device": args.device, "dtype": args.dtype}
+        peaks = {side: peak_memory(script, args.threads, side=side, **settings) for side in ("ours", "transformers")}
+        report.data("memory", {"network": networks.name, "train": train, "batch_size": batch_size, "MiB": peaks})
+        row = [networks.name, "training step" if train else "forward", batch_size]
+        for figures in peaks.values():
+            row += [f"{figures['peak']:.0f}", f"{figures['peak'] - figures['imports']:.0f}"]
+        own = {side: figures["peak"] - figures["imports"] for side, figures in peaks.items()}
+        rows.append([*row, f"{own['transformers'] / own['ours']:.2f}"])
+    report.text(
+        "### Peak memory of a process while it works, MiB\n\n"
+        "Weights included, the loading of them not; also without what was resident after the imports."
+    )
+    header = ["network", "work", "batch", "ours", "without imports", "transformers", "without imports", "times less"]
+    report.table(header, rows)
+
+
+@torch.inference_mode()
+def measure_scaling(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
+    """Table and plot of the forward pass against batch size and image size."""
+    ours, theirs = on(networks.ours, args), on(networks.theirs, args)
+    height, width = args.image_size
+    shapes = {
+        "batch size": [(count, height, width) for count in args.scaling_batch_sizes],
+        "side of the image": [(1, side, side) for side in args.scaling_sizes],
+    }
+    rows, panels = [], []
+    for label, cases in shapes.items():
+        curves = {"ours": [], "transformers": []}
+        for count, *sides in cases:
+            inputs = torch.randn(count, 3, *sides).to(args.device, getattr(torch, args.dtype))
+            contenders = [
+                Contender("ours", lambda inputs=inputs: ours(inputs)),
+                Contender("transformers", lambda inputs=inputs: theirs(inputs)),
+            ]
+            seconds = alternate(contenders, args.pairs, warmup=1)
+            report.data("scaling", {"network": networks.name, "shape": [count, *sides], "seconds": seconds})
+            for name, curve in curves.items():
+                curve.append(1e3 * statistics.median(seconds[name]))
+            row = [networks.name, count, f"{sides[0]}x{sides[1]}"]
+            row += [milliseconds(seconds["ours"]), milliseconds(seconds["transformers"])]
+            rows.append([*row, *ratio(seconds["transformers"], seconds["ours"])])
+        x = [case[0] if label == "batch size" else case[1] for case in cases]
+        panels.append((label, "ms", {name: (x, curve) for name, curve in curves.items()}))
+    report.text("### Forward pass against batch and image size")
+    report.table(["network", "batch", "size", "ours ms", "transformers ms", "times faster", "range"], rows)
+    report.plot(f"scaling_{networks.name}", panels)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

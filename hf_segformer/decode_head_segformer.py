@@ -89,7 +89,11 @@ class SegformerDecodeHead(nn.Module):
             fused = self._fuse_composed(feature_maps)
         else:
             fused = self._fuse_concatenated(feature_maps)
-        return self.classifier(self.dropout(self.activation(fused)))
+        if is_untouched(self.batch_norm, nn.BatchNorm2d) and is_untouched(self.activation, nn.ReLU):
+            fused = fused.relu_()  # nothing else sees the fused map, and no gradient needs it as it was
+        else:
+            fused = self.activation(fused)
+        return self.classifier(self.dropout(fused))
 
     def _fuse_concatenated(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """The textbook form, for a fusing layer that must be called."""

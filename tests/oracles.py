@@ -43,6 +43,12 @@ PACKAGES = {
         "pygments",
         "tomli",
     ],
+    "imagecorruptions": [
+        "imagecorruptions-imaug==1.1.5",
+        "scikit-image==0.26.0",
+        "lazy-loader==0.6",
+        "scipy==1.17.1",
+    ],
     "smp": ["segmentation-models-pytorch==0.5.0", "timm==1.0.20"],
 }
 

@@ -146,6 +146,16 @@ def test_two_classes_with_ignored_pixels_are_ids(tmp_path):
     np.testing.assert_array_equal(labels(data)[0], label)
 
 
+def test_swapped_folders_are_suspected(tmp_path):
+    for seed in range(3):
+        write_pair(tmp_path / "annotations", tmp_path / "images", seed)
+    write_classes(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"annotations/p00\.jpg: .* colour picture.*are images and annotations swapped"
+    ):
+        load_dataset("folder", tmp_path)
+
+
 def test_alpha_is_no_label(tmp_path):
     """The opaque 255 of an alpha channel must not make ids look like a 0/255 mask."""
     for seed in range(3):
@@ -308,8 +318,12 @@ def test_default_palette_is_distinct_and_known():
         (
             ("camvd",),
             {},
-            r"name must be one of scenes, camvid, folder, parquet or a Hub id.*got 'camvd'; did you mean 'camvid'\?",
+            r"name must be one of scenes, camvid, .*parquet or a Hub id.*got 'camvd'; did you mean 'camvid'\?",
         ),
+        (("coco_stuff",), {}, r"got 'coco_stuff'; did you mean 'coco-stuff'\?"),
+        (("cityscape", "x"), {}, r"got 'cityscape'; did you mean 'cityscapes'\?"),
+        (("ade20k",), {}, "data set 'ade20k' needs data_root"),
+        (("ade20k", "absent"), {}, "data_root absent: no such file or folder"),
         (("folder",), {}, "data set 'folder' needs data_root"),
         (("scenes", "somewhere"), {}, "data set 'scenes' reads no local files"),
         (("scenes",), {"masks": 3}, "data set 'scenes' has no option masks; it has num_train"),

@@ -7,9 +7,12 @@ import json
 import datasets
 import numpy as np
 import pytest
+from datasets.table import embed_table_storage
 from PIL import Image
+from published_data import write_ade20k, write_cityscapes, write_coco_stuff, zip_folder
+from transformers import HfArgumentParser
 
-from hf_segformer.data import check_dataset, load_dataset
+from hf_segformer.data import DataArguments, check_dataset, load_dataset
 from hf_segformer.data.folder import load_folder
 
 NAMES = ("road", "verge", "sign")
@@ -204,3 +207,70 @@ def test_missing_data_root(tmp_path):
         load_dataset("parquet", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"absent: neither a data set of the Hub nor a local path"):
         load_dataset(f"{tmp_path}/absent")
+
+
+# Published data sets in parquet files
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ade20k_through_parquet_files(tmp_path, options, packed):
+    """Written with the pictures inside; the reduced zero label and the class names do not come along."""
+    folder = write_ade20k(tmp_path / "source")
+    if packed:
+        zip_folder(folder, tmp_path / "ADEChallengeData2016.zip")
+    source = load_dataset("ade20k", tmp_path if packed else folder)
+    (tmp_path / "set").mkdir()
+    for split in ("train", "validation"):
+        rows = getattr(source, split).with_format("arrow").map(embed_table_storage, batched=True)
+        rows.to_parquet(tmp_path / "set" / f"{split}.parquet")
+    named = {"class_names": "ade20k", "reduce_zero_label": True}
+    data = load_dataset("parquet", tmp_path / "set", **named, **options)
+    assert (data.class_names, data.palette) == (source.class_names, source.palette)
+    expected = [source.read_sample(row) for split in (source.train, source.validation) for row in split]
+    names = [*source.train["file_name"], *source.validation["file_name"]]
+    (tmp_path / "source").rename(tmp_path / "elsewhere")  # the parquet files need the others no more
+    (tmp_path / "ADEChallengeData2016.zip").unlink(missing_ok=True)
+    assert [*data.train["file_name"], *data.validation["file_name"]] == names
+    for row, sample in zip((*data.train, *data.validation), expected, strict=True):
+        for left, right in zip(data.read_sample(row), sample, strict=True):
+            np.testing.assert_array_equal(left, right)
+    unreduced = load_dataset("parquet", tmp_path / "set", class_names="ade20k", **options)
+    with pytest.raises(ValueError, match=r"150; ids seem to start at 1 \(as in SceneParse150.*set reduce_zero_label"):
+        check_dataset(unreduced)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "coco-stuff"])
+def test_names_of_published_data_sets(root, options, name):
+    from hf_segformer.data.hub import PUBLISHED_CLASSES
+
+    data = load_dataset("parquet", root, class_names=name, **options)
+    assert data.class_names == PUBLISHED_CLASSES[name].CLASS_NAMES
+    assert data.num_classes == {"ade20k": 150, "cityscapes": 19, "coco-stuff": 171}[name]
+
+
+# The command line
+
+
+def parse(*flags):
+    return HfArgumentParser(DataArguments).parse_args_into_dataclasses([str(flag) for flag in flags])[0].load_data()
+
+
+def test_flags_choose_published_data_sets(tmp_path):
+    ade, city = write_ade20k(tmp_path), write_cityscapes(tmp_path / "city", splits=("val",))
+    data = parse("--dataset", "ade20k", "--data_root", ade)
+    assert data.annotation_format.reduce_zero_label and len(data.validation) == 3
+    data = parse("--dataset", "cityscapes", "--data_root", city)
+    assert len(data.validation) == 2 and data.num_classes == 19
+    data = parse("--dataset", "coco-stuff", "--data_root", write_coco_stuff(tmp_path / "coco"))
+    assert data.num_classes == 171
+    with pytest.raises(ValueError, match="data set 'cityscapes' has no option reduce_zero_label; it has data_root"):
+        parse("--dataset", "cityscapes", "--data_root", city, "--reduce_zero_label", "true")
+    with pytest.raises(ValueError, match=r"150; these annotations are as published"):
+        parse("--dataset", "ade20k", "--data_root", ade, "--reduce_zero_label", "false")
+
+
+def test_flags_for_a_hub_data_set_with_ade20k_labels(root):
+    flags = ("--dataset", "parquet", "--data_root", root, "--class_names", "ade20k", "--reduce_zero_label", "true")
+    data = parse(*flags)
+    assert data.annotation_format.reduce_zero_label and data.num_classes == 150
+    assert set(np.unique(data.read_sample(data.train[0])[1])) == {0, 1, 255}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_segformer.data import SegmentationData, check_dataset
+from hf_segformer.data import MissingSplit, SegmentationData, check_dataset
 from hf_segformer.data.samples import build_dataset
 
 NAMES = ("a", "b", "c")
@@ -107,3 +107,38 @@ def test_empty_split(folder):
 def test_max_samples(folder):
     with pytest.raises(ValueError, match="max_samples must be at least 1, got 0"):
         check_dataset(make_data(folder, 3), max_samples=0)
+
+
+@pytest.mark.parametrize("missing", ["train", "validation"])
+def test_missing_splits_are_passed_over_unless_asked_for(folder, missing):
+    there = "validation" if missing == "train" else "train"
+    data = make_data(folder, 20, **{missing: MissingSplit("no such folder: X")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = check_dataset(data)
+        assert report == check_dataset(data, splits=(there,))
+    assert report.checked == {there: 20} and list(report.pixel_counts) == list(report.ignored_pixels) == [there]
+    with pytest.raises(ValueError, match="no such folder: X"):
+        check_dataset(data, splits=("train", "validation"))
+
+
+def test_only_the_asked_split_is_read(folder):
+    (folder / "t003.png").write_bytes(b"")
+    assert check_dataset(make_data(folder, 20), splits=("validation",)).checked == {"validation": 20}
+    with pytest.raises(ValueError, match="1 of 20 checked train samples"):
+        check_dataset(make_data(folder, 20))
+
+
+def test_unknown_split(folder):
+    with pytest.raises(ValueError, match="splits may hold train and validation, got 'val'"):
+        check_dataset(make_data(folder, 3), splits=("val",))
+
+
+def test_streamed_splits(folder):
+    data = make_data(folder, 20)
+    streamed = make_data(folder, 20, train=data.train.to_iterable_dataset())
+    assert check_dataset(streamed) == check_dataset(data)
+    assert check_dataset(streamed, max_samples=4).checked == {"train": 4, "validation": 4}
+    (folder / "t002.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"made: 1 of 4 checked train samples are wrong:\n  .*t002\.png: cannot read"):
+        check_dataset(streamed, max_samples=4)

@@ -10,14 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .ade20k import load_ade20k
 from .arguments import DataArguments
 from .camvid import load_camvid
+from .cityscapes import load_cityscapes
 from .classes import ClassTable, default_palette, read_class_table
+from .coco_stuff import load_coco_stuff
 from .folder import load_folder
 from .hub import load_hub
-from .samples import AnnotationFormat, SegmentationData, read_sample, undecoded
+from .labels import AnnotationFormat
+from .samples import MissingSplit, SegmentationData, read_sample, undecoded
 from .sampling import DrawSampler, TrainingSamples
 from .scenes import draw_scene, load_scenes
+from .streaming import stream_split
 from .transforms import TrainingTransform
 from .validation import DatasetReport, check_dataset
 
@@ -28,6 +33,7 @@ __all__ = [
     "DataArguments",
     "DatasetReport",
     "DrawSampler",
+    "MissingSplit",
     "SegmentationData",
     "TrainingSamples",
     "TrainingTransform",
@@ -37,6 +43,7 @@ __all__ = [
     "load_dataset",
     "read_class_table",
     "read_sample",
+    "stream_split",
     "undecoded",
 ]
 
@@ -44,6 +51,9 @@ __all__ = [
 LOADERS: dict[str, Callable[..., SegmentationData]] = {
     "scenes": load_scenes,
     "camvid": load_camvid,
+    "ade20k": load_ade20k,
+    "cityscapes": load_cityscapes,
+    "coco-stuff": load_coco_stuff,
     "folder": load_folder,
     "parquet": load_hub,
 }
@@ -53,10 +63,10 @@ def load_dataset(name: str, data_root: str | Path | None = None, **options: Any)
     """Load a segmentation data set.
 
     Args:
-        name: `"scenes"` (drawn, needs no files), `"camvid"`, `"folder"` (a user's own pictures), `"parquet"` (local
-            parquet files), or the id `owner/name` of a data set on the Hub.
+        name: `"scenes"` (drawn, needs no files), `"camvid"`, `"ade20k"`, `"cityscapes"`, `"coco-stuff"`, `"folder"` (a
+            user's own pictures), `"parquet"` (local parquet files), or the id `owner/name` of a data set on the Hub.
         data_root: Where the files lie; not for `"scenes"` and Hub ids.
-        **options: Arguments of the loader: `load_scenes`, `load_camvid`, `load_folder`, `load_hub`.
+        **options: Arguments of the loader: `load_scenes`, `load_ade20k`, `load_folder`, `load_hub`, ...
 
     Raises:
         ValueError: Unknown name or option, `data_root` missing or superfluous, or what the loader raises; see there.

@@ -1,7 +1,26 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of the ADE20K scene parsing benchmark (SceneParse150), ordered by label less one, and their colours."""
+"""ADE20K as in the scene parsing benchmark (SceneParse150): `ADEChallengeData2016/{images,annotations}/SPLIT`.
 
+Annotations hold 0 for "other objects" and 1..150 for the classes. The full ADE20K data set with its thousands of
+classes is another one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from .file_tree import FileTree, Place, probe_values, published_splits, split_dataset
+from .labels import AnnotationFormat
+from .samples import SegmentationData
+
+FOLDER = "ADEChallengeData2016"
+SPLITS = {"train": "training", "validation": "validation"}
+
+# Ordered by annotation value less one.
 CLASS_NAMES: tuple[str, ...] = (
     "wall",
     "building",
@@ -308,3 +327,86 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (102, 255, 0),  # clock
     (92, 0, 255),  # flag
 )
+
+
+def load_ade20k(data_root: str | Path, reduce_zero_label: bool = True) -> SegmentationData:
+    """Load SceneParse150 (Zhou et al., "Scene Parsing through ADE20K Dataset", 2017).
+
+    Args:
+        data_root: `ADEChallengeData2016`, the folder around it, or `ADEChallengeData2016.zip` (which need not be
+            unpacked) or the folder it lies in.
+        reduce_zero_label: Annotations are as published: 0 becomes 255 (ignored) and k becomes k-1. False for
+            annotations that somebody has converted to 0..149 and 255 already.
+
+    Raises:
+        ValueError: A folder or file is missing, or annotations are those of another data set. The message names the
+            path.
+    """
+    tree = FileTree(data_root, (f"{FOLDER}.zip",))
+    base = f"{FOLDER}/" if tree.exists(FOLDER) else ""
+    _refuse_full_data_set(tree, base)
+    images = {role: Place(f"{base}images/{split}", ".jpg") for role, split in SPLITS.items()}
+    annotations = {role: Place(f"{base}annotations/{split}", ".png") for role, split in SPLITS.items()}
+    _, pairs = published_splits(tree, images, [annotations])
+    annotation_format = AnnotationFormat(
+        len(CLASS_NAMES),
+        reduce_zero_label=reduce_zero_label,
+        explain=_explain if reduce_zero_label else _explain_reduced,
+    )
+    _warn_when_reduced_wrongly(probe_values(pairs, annotation_format), reduce_zero_label, data_root)
+    return SegmentationData(
+        train=split_dataset(pairs["train"]),
+        validation=split_dataset(pairs["validation"]),
+        class_names=CLASS_NAMES,
+        palette=PALETTE,
+        name="ade20k",
+        annotation_format=annotation_format,
+        submission_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
+    )
+
+
+def _refuse_full_data_set(tree: FileTree, base: str) -> None:
+    if tree.exists(f"{base}annotations"):
+        return
+    marks = [name for name in tree.subfolders("") if name.startswith("ADE20K_20")]
+    marks += [f"{base}images/ADE"] if tree.exists(f"{base}images/ADE") else []
+    marks += [f"{base}images/training/{scene}" for scene in tree.subfolders(f"{base}images/training")]
+    if marks:
+        raise ValueError(
+            f"{tree.place(marks[0])}: this is the full ADE20K data set, not SceneParse150, on which results are "
+            f"published; download {FOLDER}.zip"
+        )
+
+
+def _explain(values: np.ndarray | None) -> str:
+    if values is None:
+        return (
+            f"colour annotations, with the class in red and green, are those of the full ADE20K data set; "
+            f"SceneParse150 is in {FOLDER}.zip"
+        )
+    return (
+        f"SceneParse150 has 0 (other objects) and 1..150; larger numbers occur in the full ADE20K data set (download "
+        f"{FOLDER}.zip) and in annotations saved as JPEG or resized smoothly"
+    )
+
+
+def _explain_reduced(values: np.ndarray | None) -> str:
+    if values is not None and values.tolist() == [len(CLASS_NAMES)]:
+        return "these annotations are as published, where 0 means 'other objects': set reduce_zero_label=True"
+    return _explain(values)
+
+
+def _warn_when_reduced_wrongly(values: set[int], reduce_zero_label: bool, data_root: str | Path) -> None:
+    """SceneParse150 as published holds no 255, and once converted nearly every picture does."""
+    if reduce_zero_label and 255 in values:
+        warnings.warn(
+            f"{data_root}: annotations hold 255, which they do not as published; if 0 is 'wall' in them, they are "
+            f"converted already: set reduce_zero_label=False, or every class is taken for the one before it",
+            stacklevel=4,
+        )
+    if not reduce_zero_label and 255 not in values:
+        warnings.warn(
+            f"{data_root}: no annotation looked at holds 255, as is so in SceneParse150 as published; if 0 is 'other "
+            f"objects' in them, set reduce_zero_label=True, or every class is taken for the one after it",
+            stacklevel=4,
+        )

@@ -23,7 +23,9 @@ import numpy as np
 from PIL import Image
 
 from .classes import ClassTable, find_class_table
-from .samples import AnnotationFormat, SegmentationData, build_dataset, open_picture, stored_values
+from .file_tree import match_stems
+from .labels import AnnotationFormat, stored_values
+from .samples import SegmentationData, build_dataset, open_picture
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation")}
@@ -38,6 +40,7 @@ def load_folder(
     validation_fraction: float = 0.2,
     name: str = "folder",
     thin_classes: Iterable[str] = (),
+    reduce_zero_label: bool = False,
 ) -> SegmentationData:
     """Load a folder of images and annotations.
 
@@ -51,6 +54,7 @@ def load_folder(
             of the file stem, so that adding images moves few others.
         name: Short name of the data set.
         thin_classes: Names of classes to report apart.
+        reduce_zero_label: Whether 0 means "no class" and k class k-1, as in SceneParse150; see `AnnotationFormat`.
 
     Raises:
         ValueError: A folder, partner or class file is missing, a folder is empty, or two files have the same stem. The
@@ -74,7 +78,12 @@ def load_folder(
         name=name,
         thin_classes=tuple(thin_classes),
         annotation_format=AnnotationFormat(
-            len(classes.names), mask_format, classes.ignore_index, classes.palette, classes.ignore_color
+            len(classes.names),
+            mask_format,
+            classes.ignore_index,
+            classes.palette,
+            classes.ignore_color,
+            reduce_zero_label,
         ),
     )
 
@@ -106,16 +115,7 @@ def pair_files(images: Path, annotations: Path) -> Pairs:
     Raises:
         ValueError: A folder is missing or holds no pictures, a partner is missing, or two files have the same stem.
     """
-    image_files, label_files = _by_stem(images), _by_stem(annotations)
-    for mine, theirs, what, folder in (
-        (image_files, label_files, "annotation", annotations),
-        (label_files, image_files, "image", images),
-    ):
-        alone = sorted(mine.keys() - theirs.keys())
-        if alone:
-            more = f" (and {len(alone) - 1} more without partner)" if len(alone) > 1 else ""
-            raise ValueError(f"{mine[alone[0]]}: no {what} with the stem {alone[0]!r} in {folder}{more}")
-    return {stem: (image_files[stem], label_files[stem]) for stem in sorted(image_files)}
+    return match_stems(_by_stem(images), _by_stem(annotations), images, annotations)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -177,9 +177,10 @@ def detect_mask_format(annotations: list, classes: ClassTable) -> str:
         picture = open_picture(source, name)
         if _is_colored(picture, classes):
             if not classes.has_own_palette:
+                photo = name.lower().endswith((".jpg", ".jpeg"))
                 raise ValueError(
                     f'{name}: the annotation is a colour picture, and no "palette" says which colour is which class; '
-                    f"add one to classes.json"
+                    + ("are images and annotations swapped?" if photo else "add one to classes.json")
                 )
             return "rgb"
         values.update(np.unique(stored_values(picture, name)).tolist())

@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import ade20k, cityscapes, coco_stuff
 from .classes import CLASS_FILES, ClassTable, find_class_table, make_class_table, read_class_table
-from .folder import detect_mask_format
-from .samples import AnnotationFormat, SegmentationData, undecoded
+from .folder import FORMAT_PROBES, detect_mask_format
+from .labels import AnnotationFormat
+from .samples import MissingSplit, SegmentationData, undecoded
 
 if TYPE_CHECKING:
     import datasets
 
 ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation_mask", "semantic_mask", "segmentation")
+PUBLISHED_CLASSES = {"ade20k": ade20k, "cityscapes": cityscapes, "coco-stuff": coco_stuff}
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 
 
@@ -33,6 +37,8 @@ def load_hub(
     validation_fraction: float = 0.1,
     cache_dir: str | Path | None = None,
     thin_classes: Iterable[str] = (),
+    reduce_zero_label: bool = False,
+    streaming: bool = False,
 ) -> SegmentationData:
     """Load a data set by its Hub id, or parquet files from disk.
 
@@ -42,9 +48,10 @@ def load_hub(
         image_column: Column of pictures.
         annotation_column: Column of annotation pictures; None takes the only one present of `annotation`, `label`,
             `mask`, `segmentation_mask`, `semantic_mask`, `segmentation`.
-        class_names: Names in the order of their ids, a mapping from id to name, or a file as in `read_class_table`.
-            None looks for `classes.json`, `classes.txt` or `id2label.json` beside the parquet files or in the Hub
-            repository, then for the one column that is a list of `ClassLabel`.
+        class_names: Names in the order of their ids, a mapping from id to name, a file as in `read_class_table`, or
+            `"ade20k"`, `"cityscapes"` or `"coco-stuff"` for the names and colours of these data sets. None looks for
+            `classes.json`, `classes.txt` or `id2label.json` beside the parquet files or in the Hub repository, then
+            for the one column that is a list of `ClassLabel`.
         mask_format: As in `load_folder`.
         ignore_index: Label of pixels that belong to no class; None takes the class file's, else 255.
         config_name: Configuration of the data set, where it has several.
@@ -55,11 +62,17 @@ def load_hub(
         validation_fraction: In (0, 1).
         cache_dir: Where `datasets` keeps its files; None for its usual place.
         thin_classes: Names of classes to report apart.
+        reduce_zero_label: Whether 0 means "no class" and k class k-1; needed for ADE20K (SceneParse150) with its
+            annotations as published, together with 150 class names. See `AnnotationFormat`.
+        streaming: Fetch rows as they are used instead of all beforehand. The splits are `datasets.IterableDataset`s
+            with pictures as `{"bytes", "path"}` (see `stream_split`), nothing is held out for validation, and
+            `file_name` is the split's name where pictures have none. The scripts for training and evaluation need
+            `streaming=False`.
 
     Raises:
         ValueError: A split, column or the class names cannot be found; the message lists what there is.
     """
-    splits = _load_splits(path, config_name, revision, cache_dir)
+    splits = _load_splits(path, config_name, revision, cache_dir, streaming)
     if train_split not in splits:
         raise ValueError(f"{path}: no split {train_split!r}; there are {', '.join(splits)}")
     rows = splits[train_split]
@@ -72,7 +85,11 @@ def load_hub(
         splits, train_split, validation_split, validation_fraction, columns, path
     )
     if mask_format == "auto":
-        mask_format = detect_mask_format(_LazyColumn(undecoded(train), "annotation"), classes)
+        first = undecoded(train)
+        annotations = (
+            [row["annotation"] for row in first.take(FORMAT_PROBES)] if streaming else _LazyColumn(first, "annotation")
+        )
+        mask_format = detect_mask_format(annotations, classes)
     return SegmentationData(
         train=train,
         validation=validation,
@@ -82,23 +99,33 @@ def load_hub(
         name=str(path),
         thin_classes=tuple(thin_classes),
         annotation_format=AnnotationFormat(
-            len(classes.names), mask_format, ignore_index, classes.palette, classes.ignore_color
+            len(classes.names),
+            mask_format,
+            ignore_index,
+            classes.palette,
+            classes.ignore_color,
+            reduce_zero_label,
         ),
     )
 
 
-def _load_splits(path: str | Path, config_name: str | None, revision: str | None, cache_dir) -> datasets.DatasetDict:
+def _load_splits(
+    path: str | Path, config_name: str | None, revision: str | None, cache_dir, streaming: bool
+) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     import datasets
 
     local = Path(path)
     if local.is_file():
-        return datasets.load_dataset("parquet", data_files={"train": str(local)}, cache_dir=cache_dir)
+        files = {"train": str(local)}
+        return datasets.load_dataset("parquet", data_files=files, cache_dir=cache_dir, streaming=streaming)
     if local.is_dir() and not any(local.rglob("*.parquet")):
         raise ValueError(
             f"{local}: no parquet files here; for images/ and annotations/ use the data set name 'folder'"
         )
     try:
-        return datasets.load_dataset(str(path), config_name, revision=revision, cache_dir=cache_dir)
+        return datasets.load_dataset(
+            str(path), config_name, revision=revision, cache_dir=cache_dir, streaming=streaming
+        )
     except FileNotFoundError as error:
         raise ValueError(f"{path}: neither a data set of the Hub nor a local path: {error}") from error
 
@@ -120,6 +147,8 @@ def _choose_annotation_column(rows: datasets.Dataset, image_column: str, asked: 
 
 
 def _class_table(path: str | Path, asked, rows: datasets.Dataset, revision: str | None) -> ClassTable:
+    if isinstance(asked, str) and asked in PUBLISHED_CLASSES:
+        return ClassTable(PUBLISHED_CLASSES[asked].CLASS_NAMES, PUBLISHED_CLASSES[asked].PALETTE)
     if isinstance(asked, (str, Path)):
         return read_class_table(asked)
     if asked is not None:
@@ -177,6 +206,8 @@ def _train_and_validation(
         if validation_split not in splits:
             raise ValueError(f"{path}: no split {validation_split!r}; there are {', '.join(splits)}")
         return train, _standard_columns(splits[validation_split], validation_split, columns, path)
+    if not hasattr(train, "__len__"):
+        return train, MissingSplit(f"{path}: no validation split, and none can be held out of a streamed data set")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
     if len(train) < 2:
@@ -195,6 +226,8 @@ def _standard_columns(
     """Return columns `image`, `annotation` and `file_name` (the stored path, else split and row number)."""
     import datasets
 
+    if isinstance(rows, datasets.IterableDataset):
+        return _streamed_columns(rows, split, columns, path)
     stored = rows.select_columns(list(columns)).rename_columns(
         dict(zip(columns, ("image", "annotation"), strict=True))
     )
@@ -211,6 +244,29 @@ def _standard_columns(
         paths = undecoded(stored).data.column("image").combine_chunks().field("path").to_pylist()
         names = [stem or f"{split}[{index}]" for index, stem in enumerate(paths)]
     return stored.add_column("file_name", [str(name) for name in names])
+
+
+def _streamed_columns(
+    rows: datasets.IterableDataset, split: str, columns: tuple[str, str], path: str | Path
+) -> datasets.IterableDataset:
+    """The same for a stream, whose rows have no numbers."""
+    import datasets
+
+    for column in columns:
+        if not isinstance(rows.features[column], datasets.Image):
+            raise ValueError(
+                f"{path}: column {column!r} holds {rows.features[column]}, pictures are needed to stream it"
+            )
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    picture = datasets.Image(decode=False)
+    features = datasets.Features(image=picture, annotation=picture, file_name=datasets.Value("string"))
+    pick = functools.partial(_pick_columns, columns=columns, split=split)
+    return rows.map(pick, remove_columns=rows.column_names, features=features)
+
+
+def _pick_columns(row: Mapping[str, Any], columns: tuple[str, str], split: str) -> dict[str, Any]:
+    image, annotation = (row[column] for column in columns)
+    return {"image": image, "annotation": annotation, "file_name": str(row.get("file_name") or image["path"] or split)}
 
 
 class _LazyColumn(Sequence):
