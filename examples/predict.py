@@ -2,39 +2,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment images and folders of images.
 
-    python examples/predict.py --model runs/scenes-b0 IMAGE_OR_FOLDER... --output_dir predictions
+    python examples/predict.py IMAGE_OR_FOLDER... --model runs/scenes-b0 --output_dir predictions
+    python examples/predict.py PHOTOS --model DIR_OR_HUB_ID --output_dir predictions --protocol slide \
+        --overlap gaussian
+    python examples/predict.py leftImg8bit/test --model B5 --output_dir predictions --protocol slide-1024 \
+        --submission cityscapes
 
 Writes, for each image, labels/NAME.png (class indices with a palette) and overlays/NAME.png. Images whose outputs
 exist are skipped, so an interrupted run can be repeated; unreadable files are named and passed over, and the exit code
 is then 1.
 """
 
-import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import hf_segformer  # noqa: F401  (the Auto classes build this package's models)
-from hf_segformer.inference import predict_label_map
+from hf_segformer.inference import NetworkInputs, Segmentation, inference_of, prepare_inputs, segment_inputs
 from hf_segformer.metrics import atomic_file
+from hf_segformer.protocols import Protocol, ProtocolArguments
+from hf_segformer.submission import PICTURE_SUFFIXES, prediction_names, save_submission_png, submission_ids
 from hf_segformer.visualization import overlay, palette_for, save_label_png
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif"}
 
+@dataclass(kw_only=True)
+class PredictArguments(ProtocolArguments):
+    """Command line of predict.py; every flag is a field."""
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="Pictures, or folders searched for them.")
-    parser.add_argument("--model", required=True, help="Folder or Hub id of the model.")
-    parser.add_argument("--output_dir", required=True, help="Where labels/ and overlays/ go.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Torch device.")
-    parser.add_argument("--alpha", type=float, default=0.5, help="Opacity of the overlay, 0 to 1.")
-    return parser.parse_args(arguments)
+    model: str = field(metadata={"help": "Folder or Hub id of the model."})
+    output_dir: str = field(metadata={"help": "Where labels/ and overlays/ go."})
+    confidence: bool = field(
+        default=False, metadata={"help": "Also write confidence/NAME.png: grey, 255 where the label is certain."}
+    )
+    submission: str | None = field(
+        default=None, metadata={"help": "Also write submission/NAME.png for the server of ade20k or cityscapes."}
+    )
+    alpha: float = field(default=0.5, metadata={"help": "Opacity of the overlay, 0 to 1."})
+    batch_size: int = field(default=1, metadata={"help": "Whole images of equal size per forward pass."})
+    num_workers: int = field(default=2, metadata={"help": "Worker processes that read images."})
+    device: str = field(
+        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Torch device, such as cuda:1."}
+    )
 
 
 def find_images(sources: list[str]) -> dict[str, Path]:
@@ -49,9 +65,11 @@ def find_images(sources: list[str]) -> dict[str, Path]:
             raise ValueError(f"no such file or folder: {source}")
         paths = [source]
         if source.is_dir():
-            paths = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES)
+            paths = sorted(
+                path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES
+            )
             if not paths:
-                raise ValueError(f"no pictures in {source} (looked for {', '.join(sorted(SUFFIXES))})")
+                raise ValueError(f"no pictures in {source} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
         for path in paths:
             name = path.relative_to(source if source.is_dir() else source.parent).with_suffix("").as_posix()
             if name in found and found[name].resolve() != path.resolve():
@@ -60,33 +78,107 @@ def find_images(sources: list[str]) -> dict[str, Path]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Segment all images; returns the exit code."""
-    args = parse_arguments(arguments)
-    images, output_dir = find_images(args.images), Path(args.output_dir)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(args.device).eval()
-    image_processor = AutoImageProcessor.from_pretrained(args.model)
-    palette = model.config.palette or palette_for(max(model.config.num_labels, 2))
-    unreadable, skipped = [], 0
-    for name, path in (bar := tqdm(images.items(), unit="image")):
-        label_path, overlay_path = (output_dir / kind / f"{name}.png" for kind in ("labels", "overlays"))
-        if label_path.exists() and overlay_path.exists():
-            skipped += 1
-            continue
+class Pictures(Dataset):
+    """Pictures, read and prepared for the network; an error message in place of an unreadable one."""
+
+    def __init__(self, images: dict[str, Path], image_processor, protocol: Protocol):
+        self.images, self.image_processor, self.protocol = list(images.items()), image_processor, protocol
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[str, Image.Image | str, NetworkInputs | None]:
+        """Return a picture's name, the picture and its network inputs."""
+        name, path = self.images[index]
         try:
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file)
                 image.load()
         except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            unreadable.append(path)
-            bar.write(f"unreadable: {path}: {error}", file=sys.stderr)
-            continue
-        label_map = predict_label_map(model, image_processor, image)
-        save_label_png(label_path, label_map, palette)
-        with atomic_file(overlay_path) as file:
-            Image.fromarray(overlay(image, label_map, palette, args.alpha)).save(file, format="png")
-    done = len(images) - skipped - len(unreadable)
-    print(f"{done} images segmented, {skipped} already done, {len(unreadable)} unreadable; results in {output_dir}")
+            return name, f"{path}: {error}", None
+        return name, image, prepare_inputs(self.image_processor, image, self.protocol)
+
+
+class OutputFiles:
+    """Where the outputs of a picture go, and how they are written: each whole or not at all."""
+
+    def __init__(self, args: PredictArguments, names: list[str], config):
+        num_labels = max(config.num_labels, 2)
+        self.args, self.folder = args, Path(args.output_dir)
+        self.palette = config.palette or palette_for(num_labels)
+        self.submission_names, self.submission_ids = {}, None
+        if args.submission is not None:
+            self.submission_ids = submission_ids(args.submission)
+            if len(self.submission_ids) != num_labels:
+                raise ValueError(
+                    f"submission {args.submission} needs a model of {len(self.submission_ids)} classes, this one has "
+                    f"{num_labels}"
+                )
+            self.submission_names = prediction_names(f"{name}.png" for name in names)
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """Output files of a picture by their kind."""
+        kinds = ["labels", "overlays"] + ["confidence"] * self.args.confidence
+        paths = {kind: self.folder / kind / f"{name}.png" for kind in kinds}
+        if self.submission_names:
+            paths["submission"] = self.folder / "submission" / self.submission_names[f"{name}.png"]
+        return paths
+
+    def write(self, name: str, image: Image.Image, result: Segmentation) -> None:
+        """Write the outputs of a picture."""
+        paths, label_map = self.paths(name), result.labels.cpu().numpy()
+        save_label_png(paths["labels"], label_map, self.palette)
+        pictures = {"overlays": overlay(image, label_map, self.palette, self.args.alpha)}
+        if self.args.confidence:
+            pictures["confidence"] = (result.confidence * 255).round().to(torch.uint8).cpu().numpy()
+        for kind, array in pictures.items():
+            with atomic_file(paths[kind]) as file:
+                Image.fromarray(np.ascontiguousarray(array)).save(file, format="png")
+        if "submission" in paths:
+            save_submission_png(paths["submission"], label_map, self.submission_ids)
+
+
+def segmented(model, loader: DataLoader, args: PredictArguments, protocol: Protocol, bar) -> Iterator[tuple]:
+    """Name, picture and result of every readable picture; messages about the others go to standard error."""
+    for batch in loader:
+        readable = [sample for sample in batch if sample[2] is not None]
+        for _, message, inputs in batch:
+            if inputs is None:
+                bar.write(f"unreadable: {message}", file=sys.stderr)
+        inputs = [sample[2] for sample in readable]
+        with inference_of(model):
+            results = segment_inputs(model, inputs, protocol, args.confidence, args.window_batch_size, args.overlap)
+        for (name, image, _), result in zip(readable, results, strict=True):
+            yield name, image, result
+        bar.update(len(batch))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Segment all images; returns the exit code."""
+    parser = HfArgumentParser(
+        PredictArguments, description=__doc__.split("\n")[0], epilog="Lists such as --crop_size 512 512 come last."
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="Pictures, or folders searched for them.")
+    args, positional = parser.parse_args_into_dataclasses(arguments)
+    protocol, images = args.load_protocol(), find_images(positional.images)
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(args.device)
+    image_processor = AutoImageProcessor.from_pretrained(args.model)
+    files = OutputFiles(args, list(images), model.config)
+    todo = {name: path for name, path in images.items() if not all(out.exists() for out in files.paths(name).values())}
+    workers = min(args.num_workers, len(todo) - 1) if len(todo) > 1 else 0
+    pictures = Pictures(todo, image_processor, protocol)
+    loader = DataLoader(pictures, args.batch_size, collate_fn=list, num_workers=workers)
+    done = 0
+    with tqdm(total=len(todo), unit="image") as bar:
+        for name, image, result in segmented(model, loader, args, protocol, bar):
+            files.write(name, image, result)
+            done += 1
+    unreadable = len(todo) - done
+    print(
+        f"{done} images segmented, {len(images) - len(todo)} already done, {unreadable} unreadable; "
+        f"results in {args.output_dir}"
+    )
     return 1 if unreadable else 0
 
 

@@ -3,176 +3,93 @@
 """Train SegFormer for semantic segmentation, on one process or many.
 
     accelerate launch examples/train.py
+    accelerate launch examples/train.py --recipe cityscapes-b2 --data_root cityscapes --encoder mit_b2.pth
     accelerate launch examples/train.py --dataset camvid --data_root CamVid --max_steps 2000
     accelerate launch examples/train.py --dataset folder --data_root my_pictures --model nvidia/mit-b0
 
-Without arguments it draws a data set of street scenes, trains B0 on it from scratch and evaluates. The output folder
-gets weights, configuration, processor, model card, metrics, learning curve and overlay pictures, and loads with
-`AutoModelForSemanticSegmentation.from_pretrained`.
+Without arguments it draws a data set of street scenes, trains B0 on it from scratch and evaluates. `--recipe list`
+shows the published recipes; a recipe sets the default of every flag, and its global batch is kept on any number of
+processes. The output folder gets weights, configuration, processor, model card, metrics, the recipe as it was
+followed, learning curve and overlay pictures, and loads with `AutoModelForSemanticSegmentation.from_pretrained`.
 
 A run is a function of (seed, step): what a step computes depends on nothing else. A run that was killed goes on with
 `--resume` and ends with the weights it would have had.
 """
 
+import contextlib
+import json
 import math
 import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.data import (
-    DataArguments,
-    DrawSampler,
-    SegmentationData,
-    TrainingSamples,
-    TrainingTransform,
-    check_dataset,
-)
+from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.hub import PushError, model_card, push_folder
-from hf_segformer.inference import predict_label_map
+from hf_segformer.inference import segment
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
+from hf_segformer.protocols import Protocol
+from hf_segformer.recipes import Recipe, recipe_table
 from hf_segformer.training import (
     Progress,
-    count_pixels,
-    cross_entropy_sum,
+    SegmentationLoss,
+    TrainArguments,
+    freeze_batch_norm,
     initialize_as_published,
     latest_state,
+    load_encoder,
     load_state,
+    new_run_folder,
     parameter_groups,
     poly_factor,
+    read_class_weights,
     save_state,
     set_learning_rate,
     step_seed,
+    synchronizes_batch_norm,
 )
 from hf_segformer.visualization import learning_curve, panel
 
-# What an argument left out means for a data set; `None` below stands for these.
-DEFAULTS = {
-    "scenes": {"max_steps": 1000, "batch_size": 8, "learning_rate": 6e-3, "head_multiplier": 1.0, "crop_size": 128},
-    "other": {"max_steps": 2000, "batch_size": 8, "learning_rate": 6e-5, "head_multiplier": 10.0, "crop_size": 512},
-}
 PICTURES = 6
-
-
-@dataclass(kw_only=True)
-class TrainArguments(DataArguments):
-    """Command line of train.py; every flag is a field."""
-
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Folder or Hub id to start from; its classifier is replaced if the classes differ."},
-    )
-    variant: str = field(default="b0", metadata={"help": "b0 to b5, when training from scratch."})
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "New or empty folder; runs/NAME-VARIANT if left out."}
-    )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on with the run in output_dir from its last saved state."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and dropout."})
-    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps."})
-    batch_size: int | None = field(default=None, metadata={"help": "Images per process and forward pass."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
-    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate of the encoder."})
-    head_multiplier: float | None = field(
-        default=None, metadata={"help": "The decode head's learning rate divided by it."}
-    )
-    weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay of AdamW."})
-    warmup_steps: int | None = field(
-        default=None, metadata={"help": "Linear warm-up; 5 percent of max_steps if left out."}
-    )
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last layer."})
-    crop_size: int | None = field(default=None, metadata={"help": "Side of the square training crops, in pixels."})
-    image_size: int | None = field(
-        default=None, metadata={"help": "Shorter side images are resized to; crop_size if left out."}
-    )
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
-    deterministic: bool = field(
-        default=False, metadata={"help": "Bit-equal resuming with three or more processes and on GPUs; slower."}
-    )
-
-    eval_every: int | None = field(default=None, metadata={"help": "Steps between evaluations; a quarter of the run."})
-    save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
-    log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
-    num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
-    num_threads: int = field(default=0, metadata={"help": "CPU threads per process; 0 shares all cores."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Repository owner/name to publish the result in."})
-    license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
-    report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
-
-    def __post_init__(self):
-        for name, value in DEFAULTS.get(self.dataset, DEFAULTS["other"]).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        if self.image_size is None:
-            self.image_size = self.crop_size
-        if self.warmup_steps is None:
-            self.warmup_steps = self.max_steps // 20
-        for name, share in (("eval_every", 4), ("save_every", 10)):
-            if getattr(self, name) is None:
-                setattr(self, name, max(self.max_steps // share, 1))
-        if self.push_to_hub and not self.license:
-            raise ValueError("license must be given to publish with push_to_hub, for instance apache-2.0 or other")
-        positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "head_multiplier")
-        positive += ("crop_size", "image_size", "eval_every", "save_every", "log_every")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not 0 <= self.warmup_steps < self.max_steps:
-            raise ValueError(f"warmup_steps must be in [0, max_steps={self.max_steps}), got {self.warmup_steps}")
-
-    def settings(self, num_processes: int) -> dict:
-        """What determines the weights a run ends with; a resumed run must agree on it."""
-        free = {
-            "output_dir",
-            "data_root",
-            "resume",
-            "eval_every",
-            "save_every",
-            "log_every",
-            "num_workers",
-            "report_to",
-        }
-        free |= {"push_to_hub", "license"}
-        return {name: value for name, value in asdict(self).items() if name not in free} | {
-            "num_processes": num_processes
-        }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run."""
     (args,) = HfArgumentParser(TrainArguments).parse_args_into_dataclasses(arguments)
+    if args.recipe == "list":
+        print(recipe_table())
+        return
     started = time.monotonic()
     accelerator = build_accelerator(args)
-    args.output_dir = choose_output_dir(args, accelerator)
+    default = f"runs/{args.recipe or f'{Path(args.dataset).name}-{args.variant}'}"
+    args.output_dir = new_run_folder(args.output_dir, default, args.resume, accelerator)
     with accelerator.main_process_first():
         data = args.load_data()
         if accelerator.is_local_main_process:
-            check_dataset(data)
+            check_dataset(data, splits=("train", "validation"))
     torch.manual_seed(args.seed)
-    model, image_processor = build_model(args, data)
+    recipe = args.effective_recipe(accelerator.num_processes)
+    model, image_processor = build_model(args, recipe, data, accelerator)
     check_classes(model, data)
-    progress = train(args, accelerator, model, image_processor, data)
+    recipe = recipe.with_config(model.config)
+    progress = train(args, recipe, accelerator, model, image_processor, data)
     accelerator.print("evaluating ...")
-    matrix = evaluate(
-        model, image_processor, data, accelerator, batch_size=args.batch_size, num_workers=args.num_workers
-    )
+    matrix = evaluate_now(args, accelerator, model, image_processor, data, args.tta)
     if accelerator.is_main_process:
         metrics = collect_metrics(matrix, data, progress, seconds=time.monotonic() - started)
-        export(args, model, image_processor, data, matrix, metrics, progress)
-        print_summary(args, data, matrix, metrics)
+        export(args, recipe, model, image_processor, data, matrix, metrics, progress)
+        print_summary(args, recipe, data, matrix, metrics)
         if args.push_to_hub:
             print(f"published: {push_folder(args.output_dir, args.push_to_hub, license=args.license).commit_url}")
     accelerator.wait_for_everyone()
@@ -180,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build_accelerator(args: TrainArguments) -> Accelerator:
-    """Accelerator, CPU threads and determinism."""
+    """Accelerator, CPU threads, determinism, and how the global batch is made up."""
     # Reusing the order in which gradients become ready needs no unused parameters; giving it up makes restarts exact.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.deterministic)]
     accelerator = Accelerator(
@@ -191,33 +108,18 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     )
     share_cpu_threads(accelerator, args.num_threads)
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
+    if plan_note := args.plan_batches(accelerator.num_processes, synchronizes(args, accelerator)).note:
+        accelerator.print(f"note: {plan_note}")
     return accelerator
 
 
-def choose_output_dir(args: TrainArguments, accelerator: Accelerator) -> str:
-    """A folder that holds nothing yet, or with `--resume` the one that holds the run."""
-    chosen = [args.output_dir]
-    if accelerator.is_main_process:
-        folder = Path(args.output_dir or f"runs/{Path(args.dataset).name}-{args.variant}")
-        occupied = folder.is_dir() and any(folder.iterdir())
-        number = 2
-        while occupied and not args.resume and args.output_dir is None:
-            numbered = folder.with_name(f"{folder.name.rsplit('.', 1)[0]}.{number}")
-            occupied, folder = numbered.is_dir() and any(numbered.iterdir()), numbered
-            number += 1
-        chosen = [str(folder) if args.resume or not occupied else None, str(folder)]
-    chosen = broadcast_object_list(chosen + [None] * (2 - len(chosen)))
-    if chosen[0] is None:
-        raise ValueError(
-            f"output_dir must be new or empty, got {chosen[1]!r}: add --resume to go on with the run in it, or choose "
-            "another"
-        )
-    if args.resume and latest_state(Path(chosen[0]) / "states") is None:
-        raise ValueError(f"output_dir {chosen[0]!r} holds no saved state to resume; start the run without --resume")
-    return chosen[0]
+def synchronizes(args: TrainArguments, accelerator: Accelerator) -> bool:
+    """Whether BatchNorm shall see the images of all processes together."""
+    wanted = args.sync_batch_norm and not args.freeze_batch_norm
+    return synchronizes_batch_norm(wanted, accelerator.num_processes, accelerator.device.type)
 
 
-def build_model(args: TrainArguments, data: SegmentationData):
+def build_model(args: TrainArguments, recipe: Recipe, data: SegmentationData, accelerator: Accelerator):
     """Model and image processor for the data set's classes."""
     id2label = dict(enumerate(data.class_names))
     fields = {
@@ -226,34 +128,36 @@ def build_model(args: TrainArguments, data: SegmentationData):
         "semantic_loss_ignore_index": data.ignore_index,
         "palette": [list(color) for color in data.palette],
     }
-    if args.drop_path_rate is not None:
-        fields["drop_path_rate"] = args.drop_path_rate
-    size = {"shortest_edge": args.image_size, "longest_edge": 4 * args.image_size}
+    image_processor = SegformerImageProcessor()
     if args.model is None:
+        fields |= recipe.config_fields()
         model = SegformerForSemanticSegmentation(SegformerConfig.for_variant(args.variant, **fields))
-        initialize_as_published(model)
-        return model, SegformerImageProcessor(size=size)
-    model = AutoModelForSemanticSegmentation.from_pretrained(
-        args.model, num_labels=len(id2label), ignore_mismatched_sizes=True, dtype=torch.float32, **fields
-    )
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(args.model)
-    except OSError:  # some encoders come without one
-        image_processor = SegformerImageProcessor()
-    image_processor.size, image_processor.do_reduce_labels = size, False
+        initialize_as_published(model, recipe.initialization)
+        if args.encoder is not None and not args.resume:
+            accelerator.print(load_encoder(model, args.encoder))
+        elif args.recipe and args.encoder is None:
+            accelerator.print("note: the published run started from an ImageNet encoder, which --encoder takes")
+    else:
+        if args.drop_path_rate is not None:
+            fields["drop_path_rate"] = args.drop_path_rate
+        model = AutoModelForSemanticSegmentation.from_pretrained(
+            args.model, num_labels=len(id2label), ignore_mismatched_sizes=True, dtype=torch.float32, **fields
+        )
+        with contextlib.suppress(OSError):  # some encoders come without one
+            image_processor = AutoImageProcessor.from_pretrained(args.model)
+    image_processor.size = {"shortest_edge": recipe.image_size, "longest_edge": recipe.long_side}
+    image_processor.do_reduce_labels = data.annotation_format.reduce_zero_label
+    protocol = Protocol.named(args.protocol)
+    if protocol.resize == "keep-ratio":
+        image_processor.keep_ratio, image_processor.antialias = True, False
+        image_processor.size_divisor = protocol.size_divisor
     return model, image_processor
 
 
-def build_loader(args: TrainArguments, accelerator: Accelerator, image_processor, data, start_step: int) -> DataLoader:
+def build_loader(args: TrainArguments, recipe: Recipe, accelerator, image_processor, data, start_step) -> DataLoader:
     """Micro-batches of this process from `start_step` on."""
-    transform = TrainingTransform(
-        scale=(4 * args.image_size, args.image_size),
-        ratio_range=None if args.dataset == "scenes" else (0.5, 2.0),
-        crop_size=(args.crop_size, args.crop_size),
-        photometric=args.dataset != "scenes",
-        mean=tuple(255 * mean for mean in image_processor.image_mean),
-        std=tuple(255 * std for std in image_processor.image_std),
-        ignore_index=data.ignore_index,
+    mean, std = (
+        [255 * value for value in values] for values in (image_processor.image_mean, image_processor.image_std)
     )
     sampler = DrawSampler(
         args.batch_size,
@@ -263,15 +167,31 @@ def build_loader(args: TrainArguments, accelerator: Accelerator, image_processor
         start_step=start_step,
         stop_step=args.max_steps,
     )
-    samples = TrainingSamples(data, transform, args.seed)
+    samples = TrainingSamples(data, recipe.transform(mean, std, data.ignore_index), args.seed)
     pin_memory = accelerator.device.type == "cuda"
     return DataLoader(samples, batch_sampler=sampler, num_workers=args.num_workers, pin_memory=pin_memory)
 
 
-def train(args, accelerator: Accelerator, model, image_processor, data: SegmentationData) -> Progress:
+def build_loss(args: TrainArguments, accelerator: Accelerator, data: SegmentationData) -> SegmentationLoss:
+    """The loss, with class weights that the main process reads or computes."""
+    weights = [None]
+    if args.class_weights is not None:
+        if accelerator.is_main_process:
+            weights = [read_class_weights(args.class_weights, data)]
+        weights = broadcast_object_list(weights)
+        accelerator.print("class weights:", ", ".join(f"{weight:.3g}" for weight in weights[0]))
+    return args.build_loss(data.ignore_index, weights[0])
+
+
+def train(args, recipe: Recipe, accelerator: Accelerator, model, image_processor, data: SegmentationData) -> Progress:
     """Run the remaining steps; leaves the trained weights in `model`."""
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.head_multiplier)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+    if synchronizes(args, accelerator):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    groups = parameter_groups(
+        model, recipe.learning_rate, recipe.weight_decay, recipe.head_multiplier, recipe.decay_stage_norms
+    )
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    loss_function = build_loss(args, accelerator, data)
     states, settings = Path(args.output_dir) / "states", args.settings(accelerator.num_processes)
     model.to(accelerator.device)
     progress = Progress(settings=settings)
@@ -281,27 +201,36 @@ def train(args, accelerator: Accelerator, model, image_processor, data: Segmenta
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if args.report_to:
         accelerator.init_trackers("segformer", config=settings)
-    loader = iter(build_loader(args, accelerator, image_processor, data, progress.step))
-    model.train()
+    loader = iter(build_loader(args, recipe, accelerator, image_processor, data, progress.step))
     losses, logged = [], time.monotonic()
-    global_batch = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     bar = tqdm(total=args.max_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
     while progress.step < args.max_steps:
-        factor = poly_factor(progress.step, args.max_steps, args.warmup_steps)
+        model.train()
+        if args.freeze_batch_norm:
+            freeze_batch_norm(model)
+        factor = poly_factor(
+            progress.step,
+            recipe.max_steps,
+            recipe.warmup_steps,
+            recipe.warmup_ratio,
+            recipe.power,
+            recipe.decay_from_start,
+        )
         set_learning_rate(optimizer, factor)
-        losses.append(take_step(args, accelerator, wrapped, prepared, loader, progress.step, data.ignore_index))
+        losses.append(take_step(args, accelerator, wrapped, prepared, loader, progress.step, loss_function))
         progress.step += 1
         bar.update()
         finished = progress.step == args.max_steps
         if progress.step % args.log_every == 0 or finished:
-            speed = global_batch * len(losses) / (time.monotonic() - logged)
+            speed = args.global_batch_size * len(losses) / (time.monotonic() - logged)
             entry = log_losses(accelerator, losses, progress, factor * args.learning_rate)
             bar.set_postfix(
                 loss=f"{entry['loss']:.3f}", lr=f"{entry['learning_rate']:.1e}", images_per_s=f"{speed:.1f}"
             )
             losses, logged = [], time.monotonic()
         if progress.step % args.eval_every == 0 and not finished:
-            matrix = evaluate(model, image_processor, data, accelerator, batch_size=args.batch_size)
+            protocol = Protocol.named(args.protocol)
+            matrix = evaluate(model, image_processor, data, accelerator, batch_size=args.batch_size, protocol=protocol)
             log_evaluation(accelerator, matrix, progress, bar)
             logged = time.monotonic()
         if (progress.step % args.save_every == 0 or finished) and accelerator.is_main_process:
@@ -311,13 +240,14 @@ def train(args, accelerator: Accelerator, model, image_processor, data: Segmenta
     return progress
 
 
-def take_step(args, accelerator: Accelerator, model, optimizer, loader, step: int, ignore_index: int) -> torch.Tensor:
+def take_step(
+    args, accelerator: Accelerator, model, optimizer, loader, step: int, loss_function: SegmentationLoss
+) -> torch.Tensor:
     """One optimizer step over all micro-batches and processes; returns this process's part of the mean loss."""
     batches = [next(loader) for _ in range(args.gradient_accumulation_steps)]
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
     # Dividing by the pixels of the whole step gives the same gradient however the step is cut into pieces.
-    count = sum(count_pixels(batch["labels"], ignore_index) for batch in batches)
-    count = accelerator.reduce(count, "sum").clamp(min=1)
+    counts = accelerator.reduce(sum(loss_function.counts(batch["labels"]) for batch in batches), "sum")
     total = torch.zeros((), device=accelerator.device)
     for micro_step, batch in enumerate(batches):
         torch.manual_seed(step_seed(args.seed, step, micro_step, accelerator.process_index))
@@ -325,7 +255,7 @@ def take_step(args, accelerator: Accelerator, model, optimizer, loader, step: in
         with _sync(accelerator, model, last):
             with accelerator.autocast():
                 logits = model(batch["pixel_values"]).logits
-            loss = cross_entropy_sum(logits, batch["labels"], ignore_index) / count
+            loss = loss_function(logits, batch["labels"], counts)
             # Processes average their gradients; the sum is wanted.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
@@ -336,6 +266,19 @@ def take_step(args, accelerator: Accelerator, model, optimizer, loader, step: in
 
 def _sync(accelerator: Accelerator, model, last: bool):
     return accelerator.no_sync(model) if not last else torch.enable_grad()
+
+
+def evaluate_now(args, accelerator: Accelerator, model, image_processor, data, tta: str = "none") -> ConfusionMatrix:
+    """Evaluate by the run's protocol."""
+    return evaluate(
+        model,
+        image_processor,
+        data,
+        accelerator,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        protocol=Protocol.named(args.protocol, tta),
+    )
 
 
 def log_losses(accelerator: Accelerator, losses: list[torch.Tensor], progress: Progress, learning_rate: float) -> dict:
@@ -373,27 +316,32 @@ def collect_metrics(matrix: ConfusionMatrix, data: SegmentationData, progress: P
     return metrics
 
 
-def export(args, model, image_processor, data, matrix, metrics, progress) -> None:
+def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, progress) -> None:
     """Put everything into the output folder; each file appears whole."""
-    output_dir = Path(args.output_dir)
+    output_dir, protocol = Path(args.output_dir), Protocol.named(args.protocol, args.tta)
+    size = f"shorter side {args.image_size} pixels, ratio kept; " if protocol.resize == "processor" else ""
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as temporary:
         folder = Path(temporary)
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         write_metrics(metrics, folder / "metrics.json")
+        (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n")
         (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n")
         learning_curve(progress.history, folder / "learning_curve.png")
-        pictures = draw_pictures(model, image_processor, data, folder / "overlays")
+        pictures = draw_pictures(args, model, image_processor, data, folder / "overlays")
+        of_results = ("published", "tta", "aligned_protocol")
+        followed = {name: value for name, value in recipe.to_dict().items() if name not in of_results}
+        settings = {name: value for name, value in progress.settings.items() if value is not None}
         card = model_card(
             args.output_dir,
             data.name,
             metrics,
             matrix.table(data.class_names),
-            {name: value for name, value in progress.settings.items() if value is not None},
+            {"recipe": recipe.name} | settings | followed,
             pictures[0],
             config=model.config,
             license=args.license,
-            protocol=f"shorter side {args.image_size} pixels, ratio kept, single scale, at the annotation's size",
+            protocol=size + protocol.describe(),
         )
         (folder / "README.md").write_text(card)
         for path in sorted(folder.rglob("*")):
@@ -403,26 +351,29 @@ def export(args, model, image_processor, data, matrix, metrics, progress) -> Non
                 os.replace(path, target)
 
 
-def draw_pictures(model, image_processor, data: SegmentationData, folder: Path) -> list[str]:
+def draw_pictures(args, model, image_processor, data: SegmentationData, folder: Path) -> list[str]:
     """Panels of image, truth and prediction for evenly spaced validation images."""
     folder.mkdir()
-    rows = data.validation
+    rows = undecoded(data.validation)
     indices = sorted({round(i * (len(rows) - 1) / max(PICTURES - 1, 1)) for i in range(PICTURES)})
     names = []
     for index in indices:
         image, label = data.read_sample(rows[index])
-        prediction = predict_label_map(model, image_processor, image)
+        prediction = segment(model, image_processor, image, Protocol.named(args.protocol))
         name = f"{folder.name}/{Path(rows[index]['file_name']).stem}.png"
         panel(image, label, prediction, data.class_names, data.palette, path=folder.parent / name)
         names.append(name)
     return names
 
 
-def print_summary(args, data: SegmentationData, matrix: ConfusionMatrix, metrics: dict) -> None:
+def print_summary(args, recipe: Recipe, data: SegmentationData, matrix: ConfusionMatrix, metrics: dict) -> None:
     """Results, and how to go on."""
     print(f"\n{matrix.table(data.class_names)}\n")
     if "mean_iou_thin_classes" in metrics:
         print(f"thin classes ({', '.join(data.thin_classes)}): mIoU {100 * metrics['mean_iou_thin_classes']:.2f}")
+    if recipe.published.mean_iou is not None:
+        figure = f"{recipe.published.mean_iou:.2f} by {args.base_recipe.protocol}"
+        print(f"published for recipe {recipe.name}, flavor {recipe.flavor}: mIoU {figure}")
     print(
         f"mIoU {100 * metrics['mean_iou']:.2f} after {metrics['step']} steps, {metrics['seconds']:.0f} s. "
         f"Everything is in {args.output_dir}/: look at overlays/ and learning_curve.png.\n\n"

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,24 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .data import SegmentationData, undecoded
-from .functional_segformer import upsample_argmax
+from .inference import NetworkInputs, inference_of, prepare_inputs, segment_inputs
 from .metrics import ConfusionMatrix
+from .protocols import Protocol
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .image_processing_segformer import SegformerImageProcessor
+
+ImageChange = Callable[[np.ndarray, int], np.ndarray]
+
+
+class EvaluationSample(NamedTuple):
+    """One image of a split."""
+
+    inputs: NetworkInputs
+    label: np.ndarray  # integer (H, W)
+    file_name: str
 
 
 class EvaluationBatches(Dataset):
@@ -32,32 +43,45 @@ class EvaluationBatches(Dataset):
     Args:
         data: Data set.
         image_processor: Processor of the model.
+        protocol: How pictures become network inputs.
         split: "train" or "validation".
         batch_size: Images per batch.
+        change_image: Function of (image uint8 (H, W, 3), index in the split) that gives the image to evaluate on.
     """
 
     def __init__(
         self,
         data: SegmentationData,
         image_processor: SegformerImageProcessor,
+        protocol: Protocol,
         split: str = "validation",
         batch_size: int = 8,
+        change_image: ImageChange | None = None,
     ):
-        self.data, self.image_processor, self.batch_size = data, image_processor, batch_size
+        from datasets import IterableDataset
+
+        self.data, self.image_processor, self.protocol, self.batch_size = data, image_processor, protocol, batch_size
+        self.change_image = change_image
         self._rows = undecoded(getattr(data, split))
+        if isinstance(self._rows, IterableDataset):
+            raise ValueError(f"{split} of {data.name!r} is streamed; evaluation needs a data set of known length")
 
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self._rows) // self.batch_size)
 
-    def __getitem__(self, batch: int) -> tuple[list[torch.Tensor], list[np.ndarray]]:
-        """Return pixel values (C, h, w) and label maps (H, W) of each image in a batch."""
+    def __getitem__(self, batch: int) -> list[EvaluationSample]:
+        """Return the samples of a batch."""
         first = batch * self.batch_size
-        indices = range(first, min(first + self.batch_size, len(self._rows)))
-        images, labels = zip(*(self.data.read_sample(self._rows[index]) for index in indices), strict=True)
+        return [self._sample(index) for index in range(first, min(first + self.batch_size, len(self._rows)))]
+
+    def _sample(self, index: int) -> EvaluationSample:
         # Files may hold padding or rotation, but read_sample has removed both, so the processor sees plain arrays.
-        pixel_values = self.image_processor(list(images), do_reduce_labels=False)["pixel_values"]
-        return [torch.as_tensor(np.asarray(values)) for values in pixel_values], list(labels)
+        image, label = self.data.read_sample(self._rows[index])
+        if self.change_image is not None:
+            image = self.change_image(image, index)
+        inputs = prepare_inputs(self.image_processor, image, self.protocol)
+        return EvaluationSample(inputs, label, self._rows[index].get("file_name") or f"{index}")
 
 
 def evaluate(
@@ -68,11 +92,17 @@ def evaluate(
     split: str = "validation",
     batch_size: int = 8,
     num_workers: int = 0,
+    protocol: Protocol | None = None,
+    *,
+    window_batch_size: int | None = None,
+    overlap: str = "mean",
+    change_image: ImageChange | None = None,
+    on_prediction: Callable[[str, np.ndarray], None] | None = None,
 ) -> ConfusionMatrix:
     """Confusion matrix of a model over a split, each image at the size of its annotation.
 
-    Logits are upsampled bilinearly to the annotation's size in one step. Batches are dealt out to the processes in
-    turn and each image is counted once, so the result does not depend on the number of processes.
+    Batches are dealt out to the processes in turn and each image is counted once, so the result does not depend on the
+    number of processes.
 
     Args:
         model: Unwrapped segmentation model, on the accelerator's device. Its training mode is restored afterwards; its
@@ -83,29 +113,37 @@ def evaluate(
         split: "train" or "validation".
         batch_size: Images per forward pass, as far as their network inputs have equal sizes.
         num_workers: Worker processes that read images, per process.
+        protocol: How images are resized, cut and augmented (`Protocol.named`); None does what the image processor
+            does, and resizes the logits in one step.
+        window_batch_size: Windows per forward pass, see `hf_segformer.inference.segment`.
+        overlap: How overlapping windows are merged, see there.
+        change_image: Picklable function of (image uint8 (H, W, 3), index in the split) that is applied first.
+        on_prediction: Called with each image's file name and label map (H, W), in the process that made it.
 
     Returns:
         Confusion matrix over all processes.
 
     Raises:
-        ValueError: Model and data set differ in the number of classes, or a sample is unreadable.
+        ValueError: Model and data set differ in their classes, the split is streamed, or a sample is unreadable.
     """
     from tqdm.auto import tqdm
 
     check_classes(model, data)
     _share_buffers(model, accelerator)
-    batches = EvaluationBatches(data, image_processor, split, batch_size)
+    protocol = protocol or Protocol.named("processor")
+    batches = EvaluationBatches(data, image_processor, protocol, split, batch_size, change_image)
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=num_workers)
     matrix = ConfusionMatrix(max(data.num_classes, 2), data.ignore_index, accelerator.device)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), accelerator.autocast():
+    with inference_of(model), accelerator.autocast():
         bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=not accelerator.is_local_main_process)
-        for pixel_values, labels in bar:
-            for prediction, label in zip(_label_maps(model, pixel_values, labels, accelerator), labels, strict=True):
-                matrix.update(prediction, torch.as_tensor(label).to(accelerator.device))
-    model.train(was_training)
+        for samples in bar:
+            inputs = [sample.inputs for sample in samples]
+            results = segment_inputs(model, inputs, protocol, False, window_batch_size, overlap)
+            for sample, result in zip(samples, results, strict=True):
+                matrix.update(result.labels, torch.as_tensor(sample.label).to(accelerator.device))
+                if on_prediction is not None:
+                    on_prediction(sample.file_name, result.labels.cpu().numpy())
     return matrix.reduce(accelerator)
 
 
@@ -143,10 +181,3 @@ def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
     for buffer in model.buffers() if accelerator.num_processes > 1 else ():
         buffer.copy_(broadcast(buffer.clone()))
-
-
-def _label_maps(model, pixel_values: Sequence[torch.Tensor], labels: Sequence[np.ndarray], accelerator):
-    same_size = len({tuple(values.shape) for values in pixel_values}) == 1
-    groups = [torch.stack(list(pixel_values))] if same_size else [values[None] for values in pixel_values]
-    logits = [row[None] for group in groups for row in model(group.to(accelerator.device)).logits]
-    return [upsample_argmax(row, label.shape)[0] for row, label in zip(logits, labels, strict=True)]

@@ -358,7 +358,7 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: str | os.PathLi
         history: one mapping per logged step: `step`, and any of `loss`, `learning_rate`, `mean_iou` (a fraction).
         path: file to write, PNG unless its suffix names another format; its folder is created.
     """
-    figure = _figure(8, 5.5)
+    figure = new_figure(8, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     steps, losses = _series(history, "loss")
     few = "o" if len(steps) <= 30 else None
@@ -390,7 +390,7 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: str | os.PathLi
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -424,7 +424,7 @@ def per_class_bars(
     values = np.asarray(values, float)
     check_class_names(class_names, len(values))
     order = np.argsort(-values, kind="stable")  # nan goes last
-    figure = _figure(7, 1.2 + 0.24 * len(values))
+    figure = new_figure(7, 1.2 + 0.24 * len(values))
     axes = figure.subplots()
     rows = np.arange(len(values))
     axes.barh(rows, 100 * np.nan_to_num(values[order]), color="tab:blue", height=0.7)
@@ -442,7 +442,7 @@ def per_class_bars(
     axes.set_xlabel(f"{label} (%)")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix_plot(matrix: Any, class_names: Sequence[str], path: str | os.PathLike) -> None:
@@ -463,7 +463,7 @@ def confusion_matrix_plot(matrix: Any, class_names: Sequence[str], path: str | o
     totals = counts.sum(1, keepdims=True)
     share = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     side = min(3.5 + 0.42 * len(counts), 24)  # inches
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     axes = figure.subplots()
     axes.set_facecolor("0.85")  # shows in the rows of classes that do not occur
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
@@ -477,16 +477,17 @@ def confusion_matrix_plot(matrix: Any, class_names: Sequence[str], path: str | o
     for row, column in np.argwhere(share >= 0.5) if len(counts) <= 40 else ():
         value = share[row, column]
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="w" if value > 60 else "k")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """A figure outside pyplot, whose global state and choice of backend belong to the caller."""
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure (inches) outside pyplot, whose global state and choice of backend belong to the caller."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save_figure(figure: "Figure", path: str | os.PathLike) -> None:
+def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
+    """Write a figure whole or not at all, as PNG unless the suffix names another format."""
     with atomic_file(path) as file:
         figure.savefig(file, format=Path(path).suffix[1:] or "png")

@@ -10,10 +10,10 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from published_data import labels_of, random_label, random_photo, stored, write_ade20k, write_picture, zip_folder
 
 from hf_segformer.data import MissingSplit, check_dataset, load_dataset, undecoded
 from hf_segformer.data.ade20k import CLASS_NAMES, PALETTE
+from published_data import labels_of, random_label, random_photo, stored, write_ade20k, write_picture, zip_folder
 
 
 @pytest.fixture(scope="module")

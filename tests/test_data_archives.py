@@ -12,11 +12,11 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from published_data import write_ade20k, write_cityscapes, write_coco_stuff, zip_folder
 from torch.utils.data import DataLoader, Dataset
 
 from hf_segformer.data import archives, load_dataset, undecoded
 from hf_segformer.data.archives import is_member_path, member_names, member_path, read_member
+from published_data import write_ade20k, write_cityscapes, write_coco_stuff, zip_folder
 
 
 @pytest.fixture(scope="module")

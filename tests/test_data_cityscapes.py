@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from published_data import labels_of, random_label, random_photo, stored, write_cityscapes, write_picture
 
 from hf_segformer.data import MissingSplit, check_dataset, load_dataset, undecoded
 from hf_segformer.data.cityscapes import CLASS_NAMES, PALETTE
+from published_data import labels_of, random_label, random_photo, stored, write_cityscapes, write_picture
 
 # Label id: (name, evaluated), as in the table that comes with the data set.
 LABELS = {

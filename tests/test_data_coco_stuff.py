@@ -4,10 +4,10 @@
 
 import numpy as np
 import pytest
-from published_data import COCO_RAW_IDS, labels_of, random_label, random_photo, stored, write_coco_stuff, write_picture
 
 from hf_segformer.data import check_dataset, load_dataset
 from hf_segformer.data.coco_stuff import CLASS_NAMES, PALETTE
+from published_data import COCO_RAW_IDS, labels_of, random_label, random_photo, stored, write_coco_stuff, write_picture
 
 TRAIN_IDS = {raw: k for k, raw in enumerate(COCO_RAW_IDS)} | {255: 255}
 LAYOUTS = [

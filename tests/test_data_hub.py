@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from datasets.table import embed_table_storage
 from PIL import Image
-from published_data import write_ade20k, write_cityscapes, write_coco_stuff, zip_folder
 from transformers import HfArgumentParser
 
 from hf_segformer.data import DataArguments, check_dataset, load_dataset
 from hf_segformer.data.folder import load_folder
+from published_data import write_ade20k, write_cityscapes, write_coco_stuff, zip_folder
 
 NAMES = ("road", "verge", "sign")
 PALETTE = ((10, 20, 30), (40, 50, 60), (70, 80, 90))

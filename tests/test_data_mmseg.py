@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from published_data import COCO_RAW_IDS, write_ade20k, write_cityscapes, write_coco_stuff
 
 from hf_segformer.data import ade20k, cityscapes, coco_stuff, load_dataset, undecoded
 from oracles import run_oracle
+from published_data import COCO_RAW_IDS, write_ade20k, write_cityscapes, write_coco_stuff
 
 MODULES = {"ade20k": ade20k, "cityscapes": cityscapes, "coco-stuff": coco_stuff}
 

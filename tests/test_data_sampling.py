@@ -77,7 +77,8 @@ def test_global_random_state_is_neither_read_nor_moved(data):
     assert torch.equal(samples[3]["pixel_values"], first["pixel_values"])
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize("num_workers", [1, 3])
 def test_workers_change_nothing(data, num_workers):
     samples = TrainingSamples(data, TRANSFORM, seed=4)
     alone = loaded(samples, DrawSampler(3), 0, 6)

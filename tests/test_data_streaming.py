@@ -8,10 +8,10 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from published_data import random_label, random_photo, write_ade20k, write_cityscapes, zip_folder
 from torch.utils.data import DataLoader
 
 from hf_segformer.data import MissingSplit, check_dataset, load_dataset, stream_split
+from published_data import random_label, random_photo, write_ade20k, write_cityscapes, zip_folder
 
 COUNT = 11  # neither 2 nor 3 divides it
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hf_segformer.data import TrainingTransform
 from hf_segformer.data import transforms as T
+from oracles import run_oracle
 
 
 @pytest.fixture
@@ -81,21 +82,24 @@ def acceptable(window, limit, ignored):
     return len(counts) > 1 and max(counts) / sum(counts) < limit
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 @pytest.mark.parametrize("limit", [0.5, 0.75, 1.0])
-def test_draw_crop_takes_the_first_acceptable_of_ten(rng, limit):
-    label = rng.choice([0, 0, 0, 1, 2, 255], (40, 120)).astype(np.uint8)
+def test_draw_crop_takes_the_first_acceptable_of_ten_or_the_eleventh(rng, limit, dtype):
+    label = rng.choice([0, 0, 0, 1, 2, 255], (40, 120)).astype(dtype)
     label[:, 20:] = 3
     redrawn = exhausted = 0
     for seed in range(200):
         top, left = T.draw_crop(label, (9, 17), np.random.default_rng(seed), limit, 255)
         replay = np.random.default_rng(seed)
-        draws = [(int(replay.integers(0, 32)), int(replay.integers(0, 104))) for _ in range(10)]
+        draws = [(int(replay.integers(0, 32)), int(replay.integers(0, 104))) for _ in range(11)]
         good = [
-            i for i, (y, x) in enumerate(draws) if limit >= 1 or acceptable(label[y : y + 9, x : x + 17], limit, 255)
+            i
+            for i, (y, x) in enumerate(draws[:10])
+            if limit >= 1 or acceptable(label[y : y + 9, x : x + 17], limit, 255)
         ]
-        chosen = good[0] if good else 9
+        chosen = good[0] if good else 10
         assert (top, left) == draws[chosen]
-        redrawn += 0 < chosen < 9
+        redrawn += 0 < chosen < 10
         exhausted += not good
     assert limit >= 1 or (redrawn > 10 and exhausted > 10)
 
@@ -283,3 +287,86 @@ def test_read_only_pictures_work(rng):
     assert not image.flags.writeable
     label = np.asarray(Image.fromarray(sample(rng, 30, 30)[1]))
     assert TrainingTransform(crop_size=(16, 16))(image, label, rng)[0].shape == (3, 16, 16)
+
+
+# mmsegmentation
+
+MMSEG = """
+import sys
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmseg.models import SegDataPreProcessor
+from mmseg.utils import register_all_modules
+register_all_modules()
+
+def replay(generator):
+    np.random.randint = lambda low, high=None: generator.integers(low, high)
+    np.random.uniform = lambda low, high: generator.uniform(low, high)
+    np.random.random_sample = lambda: generator.random()
+    np.random.choice = lambda options, p: options[0] if generator.random() < p[0] else options[1]
+
+given, result = np.load(sys.argv[1]), {}
+for draw in range(int(sys.argv[3])):
+    image, label = given[f"image{draw}"], given[f"label{draw}"]
+    long, short, height, width = (int(side) for side in given[f"sides{draw}"])
+    pipeline = Compose([
+        dict(type="RandomResize", scale=(long, short), ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type="RandomCrop", crop_size=(height, width), cat_max_ratio=0.75),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PhotoMetricDistortion"),
+        dict(type="PackSegInputs"),
+    ])
+    replay(np.random.default_rng([7, draw]))
+    sample = pipeline(dict(
+        img=image[..., ::-1].copy(), img_shape=image.shape[:2], gt_seg_map=label, seg_fields=["gt_seg_map"],
+        img_path="", seg_map_path="", ori_shape=image.shape[:2], reduce_zero_label=False,
+    ))
+    # Mean 0 and deviation 1 leave whole numbers, which are compared exactly.
+    finish = SegDataPreProcessor(
+        mean=[0.0] * 3, std=[1.0] * 3, bgr_to_rgb=True, size=(height, width), pad_val=0, seg_pad_val=255
+    )
+    data = finish({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}, training=True)
+    result[f"image{draw}"] = data["inputs"][0].numpy()
+    result[f"label{draw}"] = data["data_samples"][0].gt_sem_seg.data[0].numpy()
+np.savez(sys.argv[2], **result)
+"""
+DRAWS = 200
+
+
+def augmentation_case(draw):
+    """Picture, label and (long side, short side, crop height, crop width); every kind of trouble occurs often."""
+    rng = np.random.default_rng([3, draw])
+    sides = [(256, 64, 64, 64), (128, 64, 96, 160), (90, 90, 33, 47), (400, 300, 40, 41)][draw % 4]
+    if draw % 50 == 0:
+        sides = (2048, 512, 512, 512)  # as published
+    height, width = (int(side) for side in rng.integers(15, 160, 2))
+    image, label = sample(rng, height, width, block=int(rng.integers(1, 40)))
+    label[label == 4] = 255
+    if draw % 5 == 1:
+        label[:, : width * 4 // 5] = 2  # most crops hold too much of it
+    if draw % 10 == 2:
+        label[:] = 255
+    return image, label, sides
+
+
+def test_two_hundred_draws_equal_mmsegmentations(tmp_path):
+    """Given the same random numbers, pixel for pixel; NVlabs' pipeline has the same rules."""
+    cases = [augmentation_case(draw) for draw in range(DRAWS)]
+    arrays = {}
+    for draw, (image, label, sides) in enumerate(cases):
+        arrays |= {f"image{draw}": image, f"label{draw}": label, f"sides{draw}": np.array(sides)}
+    np.savez(tmp_path / "given.npz", **arrays)
+    run_oracle("mmseg", MMSEG, tmp_path / "given.npz", tmp_path / "result.npz", str(DRAWS))
+    theirs = np.load(tmp_path / "result.npz")
+    seen = {"padded": 0, "nothing labelled": 0, "one class": 0, "whole": 0}
+    for draw, (image, label, sides) in enumerate(cases):
+        transform = TrainingTransform(scale=sides[:2], crop_size=sides[2:], mean=(0, 0, 0), std=(1, 1, 1))
+        ours = transform(image, label, np.random.default_rng([7, draw]))
+        np.testing.assert_array_equal(ours[1], theirs[f"label{draw}"], err_msg=f"label of draw {draw}")
+        np.testing.assert_array_equal(ours[0], theirs[f"image{draw}"], err_msg=f"picture of draw {draw}")
+        classes = set(np.unique(ours[1]).tolist()) - {255}
+        padded = bool((ours[0][:, -1] == 0).all() or (ours[0][:, :, -1] == 0).all())
+        for kind, happened in zip(seen, (padded, not classes, len(classes) == 1, not padded), strict=True):
+            seen[kind] += happened
+    assert min(seen.values()) >= 10, seen

@@ -339,13 +339,13 @@ def test_learning_curve_draws_what_there_is(history, at_least, tmp_path):
 
 def axes_of(monkeypatch, plot, *arguments):
     """The axes of the figure that a plotting function saves."""
-    figures, save = [], visualization._save_figure
+    figures, save = [], visualization.save_figure
 
     def spy(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(visualization, "_save_figure", spy)
+    monkeypatch.setattr(visualization, "save_figure", spy)
     plot(*arguments)
     return figures[0].axes
 

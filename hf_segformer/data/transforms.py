@@ -66,9 +66,8 @@ def draw_crop(
         label: Integer (H, W).
         size: Height and width of the crop; where the label is smaller, all of it is taken.
         generator: Source of the draws.
-        cat_max_ratio: Up to ten draws are made until at least two classes are in the crop and the largest covers less
-            than this share of its labelled pixels; the last draw stands whatever it holds. 1 or more: the first draw
-            stands.
+        cat_max_ratio: Draws are made until at least two classes are in the crop and the largest covers less than this
+            share of its labelled pixels; the eleventh stands whatever it holds. 1 or more: the first draw stands.
         ignore_index: Label that counts as no class.
 
     Returns:
@@ -77,19 +76,31 @@ def draw_crop(
     Source: `RandomCrop` of mmsegmentation.
     """
     margin_y, margin_x = max(label.shape[0] - size[0], 0), max(label.shape[1] - size[1], 0)
-    for _ in range(10):
+    for draw in range(11):
         top, left = int(generator.integers(0, margin_y + 1)), int(generator.integers(0, margin_x + 1))
-        if cat_max_ratio >= 1.0:
+        if cat_max_ratio >= 1.0 or draw == 10:
             break
-        window = crop(label, top, left, size)
-        counts = np.unique(window[window != ignore_index], return_counts=True)[1]
+        counts = _class_counts(crop(label, top, left, size), ignore_index)
         if counts.size > 1 and counts.max() / counts.sum() < cat_max_ratio:
             break
     return top, left
 
 
+def _class_counts(label: np.ndarray, ignore_index: int) -> np.ndarray:
+    """Pixels of each class that occurs."""
+    if label.dtype != np.uint8:
+        return np.unique(label[label != ignore_index], return_counts=True)[1]
+    counts = np.bincount(label.ravel(), minlength=256)  # unlike np.unique, sorts nothing
+    if 0 <= ignore_index < 256:
+        counts[ignore_index] = 0
+    return counts[counts > 0]
+
+
 def flip(array: np.ndarray) -> np.ndarray:
     """Mirror left and right."""
+    if array.dtype == np.uint8:
+        cv2 = _opencv()
+        return cv2.flip(array, 1)
     return array[:, ::-1]
 
 
@@ -113,10 +124,9 @@ def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _map_hsv(image: np.ndarray, channel: int, levels: np.ndarray) -> np.ndarray:
     cv2 = _opencv()
-    table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    table[:, channel] = levels
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    changed = cv2.LUT(cv2.extractChannel(hsv, channel), levels.astype(np.uint8))
+    return cv2.cvtColor(cv2.insertChannel(changed, hsv, channel), cv2.COLOR_HSV2RGB)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
@@ -163,13 +173,19 @@ def normalize(
     Returns:
         float32 (3, H, W).
     """
+    cv2 = _opencv()
     table = ((np.arange(256)[None] - np.array(mean)[:, None]) / np.array(std)[:, None]).astype(np.float32)
-    return np.stack([table[channel].take(image[..., channel]) for channel in range(image.shape[2])])
+    result = np.empty((image.shape[2], *image.shape[:2]), np.float32)
+    for channel, plane in enumerate(result):
+        cv2.LUT(cv2.extractChannel(image, channel), table[channel], plane)
+    return result
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int], ignore_index: int = 255) -> tuple:
     """Fill up to `size` below and to the right: the normalised image (3, H, W) with 0, the label ignored."""
     below, beside = max(size[0] - label.shape[0], 0), max(size[1] - label.shape[1], 0)
+    if not below and not beside:
+        return image, label
     image = np.pad(image, ((0, 0), (0, below), (0, beside)))
     return image, np.pad(label, ((0, below), (0, beside)), constant_values=ignore_index)
 

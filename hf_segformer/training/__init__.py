@@ -1,23 +1,38 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training loop is made of: parameter groups, schedules, losses, initial weights, resumable state."""
+"""What a training loop is made of: batches, parameter groups, schedules, losses, initial weights, resumable state."""
 
-from .initialization import initialize_as_published
-from .losses import count_pixels, cross_entropy_sum
+from .arguments import TrainArguments
+from .batches import BatchPlan, freeze_batch_norm, plan_batches, synchronizes_batch_norm
+from .class_weights import class_weights_from_counts, count_class_pixels, read_class_weights
+from .initialization import initialize_as_published, load_encoder
+from .losses import SegmentationLoss, count_pixels, cross_entropy_sum, parse_losses
 from .parameter_groups import parameter_groups
 from .schedules import poly_factor, set_learning_rate
-from .state import Progress, latest_state, load_state, save_state, step_seed
+from .state import Progress, latest_state, load_state, new_run_folder, save_state, step_seed
 
 __all__ = [
+    "BatchPlan",
     "Progress",
+    "SegmentationLoss",
+    "TrainArguments",
+    "class_weights_from_counts",
+    "count_class_pixels",
     "count_pixels",
     "cross_entropy_sum",
+    "freeze_batch_norm",
     "initialize_as_published",
     "latest_state",
+    "load_encoder",
     "load_state",
+    "new_run_folder",
     "parameter_groups",
+    "parse_losses",
+    "plan_batches",
     "poly_factor",
+    "read_class_weights",
     "save_state",
     "set_learning_rate",
     "step_seed",
+    "synchronizes_batch_norm",
 ]

@@ -13,7 +13,7 @@ def poly_factor(
     power: float = 1.0,
     decay_from_start: bool = True,
 ) -> float:
-    """Factor on the peak learning rate: linear warm-up, then polynomial decay to zero at `max_steps`.
+    """Factor on the peak learning rate: linear warm-up, then polynomial decay to zero.
 
     Args:
         step: Optimizer step, from 0.
@@ -22,7 +22,8 @@ def poly_factor(
         warmup_ratio: Factor at step 0 of the warm-up.
         power: Exponent of the decay.
         decay_from_start: True decays over the whole run, with the warm-up multiplying the decayed value (NVlabs);
-            False starts the decay after the warm-up (mmsegmentation 1.x).
+            False starts the decay after the warm-up (mmsegmentation 1.x). The first is zero at `max_steps`, one step
+            after the last, the other with the last step.
 
     Returns:
         A factor in [0, 1].
@@ -34,10 +35,10 @@ def poly_factor(
         if step >= warmup_steps:
             return decayed
         return decayed * (1 - (1 - step / warmup_steps) * (1 - warmup_ratio))
+    # mmengine reaches the end of a warm-up and of a decay with the last step, not after it.
     if step < warmup_steps:
-        # mmengine reaches the peak with the last warm-up step, not after it.
         return warmup_ratio + (1 - warmup_ratio) * step / max(warmup_steps - 1, 1)
-    return (1 - (step - warmup_steps) / (max_steps - warmup_steps)) ** power
+    return (1 - (step - warmup_steps) / max(max_steps - warmup_steps - 1, 1)) ** power
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

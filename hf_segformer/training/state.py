@@ -6,16 +6,22 @@ A run is a function of (seed, step): data order, augmentation, dropout and learn
 state is weights, optimizer, loss scaler, the step and what was logged.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _PREFIX = "step-"
 
@@ -38,6 +44,41 @@ class Progress:
 def step_seed(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> int:
     """Seed of the random numbers drawn in one micro-step of one process, in [0, 2**63)."""
     return int(np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def new_run_folder(output_dir: str | None, default: str, resume: bool, accelerator: Accelerator) -> str:
+    """Choose a folder that holds nothing yet, or with `resume` the one that holds the run.
+
+    Args:
+        output_dir: The folder that was asked for.
+        default: Folder to take otherwise; a number is appended to it as long as it is occupied.
+        resume: Whether to go on with the run in it.
+        accelerator: The main process chooses for all; every process must make this call.
+
+    Raises:
+        ValueError: `output_dir` is occupied, or holds nothing to resume.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    chosen = [output_dir, None]
+    if accelerator.is_main_process:
+        folder = Path(output_dir or default)
+        occupied = folder.is_dir() and any(folder.iterdir())
+        number = 2
+        while occupied and not resume and output_dir is None:
+            folder = folder.with_name(f"{Path(default).name}.{number}")
+            occupied = folder.is_dir() and any(folder.iterdir())
+            number += 1
+        chosen = [str(folder) if resume or not occupied else None, str(folder)]
+    chosen = broadcast_object_list(chosen)
+    if chosen[0] is None:
+        raise ValueError(
+            f"output_dir must be new or empty, got {chosen[1]!r}: add --resume to go on with the run in it, or choose "
+            "another"
+        )
+    if resume and latest_state(Path(chosen[0]) / "states") is None:
+        raise ValueError(f"output_dir {chosen[0]!r} holds no saved state to resume; start the run without --resume")
+    return chosen[0]
 
 
 def save_state(

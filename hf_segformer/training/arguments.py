@@ -1,0 +1,206 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of a training run, the recipe that gives their defaults, and what both come to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..data.arguments import DataArguments
+from ..protocols import Protocol
+from ..recipes import Recipe, default_recipe, get_recipe
+from .batches import BatchPlan, plan_batches
+from .losses import SegmentationLoss
+
+# Flags that change nothing about the weights a run ends with.
+_FREE = {"output_dir", "data_root", "resume", "eval_every", "save_every", "log_every", "num_workers", "report_to"}
+_FREE |= {"push_to_hub", "license", "protocol", "tta"}
+# Flags whose default is the recipe's field of the same name.
+_FROM_RECIPE = ("variant", "max_steps", "learning_rate", "head_multiplier", "weight_decay", "crop_size", "loss")
+_FROM_RECIPE += ("loss_average", "protocol")
+_POSITIVE = ("max_steps", "learning_rate", "head_multiplier", "crop_size", "image_size", "eval_every", "save_every")
+_POSITIVE += ("log_every", "global_batch_size", "batch_size", "gradient_accumulation_steps")
+
+
+@dataclass(kw_only=True)
+class TrainArguments(DataArguments):
+    """Command line of a training run; every flag is a field, and `None` takes the recipe's value.
+
+    Raises:
+        ValueError: A flag is out of range, or there is no such recipe; names the flag.
+    """
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "scenes, camvid, ade20k, cityscapes, coco-stuff, folder, parquet, or a Hub id owner/name; the "
+            "recipe's if left out."
+        },
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "Published recipe, such as cityscapes-b2; 'list' shows all. Any other flag overrides it."},
+    )
+    recipe_flavor: str | None = field(
+        default=None,
+        metadata={
+            "help": "mmseg (default with a recipe) or nvlabs: decode head, epsilons, schedule, decay, initial "
+            "weights; transformers (default without a recipe). Weights of nvlabs also load in transformers."
+        },
+    )
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id to start from; its classifier is replaced if the classes differ."},
+    )
+    encoder: str | None = field(
+        default=None,
+        metadata={"help": "Pretrained encoder (ImageNet): file, folder or Hub id of any layout, such as mit_b0.pth."},
+    )
+    variant: str | None = field(default=None, metadata={"help": "b0 to b5, unless --model is given."})
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "New or empty folder; runs/NAME-VARIANT if left out."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on with the run in output_dir from its last saved state."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and dropout."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images per optimizer step, over all processes; with a recipe, the recipe's is kept."},
+    )
+    batch_size: int | None = field(default=None, metadata={"help": "Images per process and forward pass."})
+    gradient_accumulation_steps: int | None = field(
+        default=None, metadata={"help": "Forward passes per optimizer step; follows from the global batch."}
+    )
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate of the encoder."})
+    head_multiplier: float | None = field(
+        default=None, metadata={"help": "The decode head's learning rate divided by it."}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Decoupled weight decay of AdamW."})
+    warmup_steps: int | None = field(
+        default=None, metadata={"help": "Linear warm-up; 1500, but at most 5 percent of max_steps, if left out."}
+    )
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last layer."})
+    crop_size: int | None = field(default=None, metadata={"help": "Side of the square training crops, in pixels."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Shorter side images are resized to; without a recipe, crop_size."}
+    )
+    loss: str | None = field(
+        default=None,
+        metadata={"help": "cross_entropy, ohem, focal, dice with weights, as in 'cross_entropy=1,dice=0.5'."},
+    )
+    loss_average: str | None = field(
+        default=None, metadata={"help": "all: divide by all pixels (published recipes); valid: by labelled ones."}
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "JSON file, or auto (median frequency), inverse_frequency: from the training annotations."},
+    )
+    ohem_threshold: float = field(default=0.7, metadata={"help": "ohem: probability below which a pixel is hard."})
+    ohem_min_kept: int = field(default=100_000, metadata={"help": "ohem: pixels to keep of each image."})
+    focal_gamma: float = field(default=2.0, metadata={"help": "focal: exponent."})
+    sync_batch_norm: bool = field(default=True, metadata={"help": "Several GPUs: BatchNorm over all of them."})
+    freeze_batch_norm: bool = field(default=False, metadata={"help": "BatchNorm keeps its stored statistics."})
+    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
+    deterministic: bool = field(
+        default=False, metadata={"help": "Bit-equal resuming with three or more processes and on GPUs; slower."}
+    )
+
+    protocol: str | None = field(
+        default=None, metadata={"help": "Evaluation protocol, see evaluate.py; the recipe's, otherwise processor."}
+    )
+    tta: str = field(
+        default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
+    )
+    eval_every: int | None = field(default=None, metadata={"help": "Steps between evaluations; a quarter of the run."})
+    save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
+    log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
+    num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads per process; 0 shares all cores."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Repository owner/name to publish the result in."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
+    report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
+
+    def __post_init__(self):
+        if self.recipe == "list":  # a question, not a run
+            return
+        self._set_defaults(self.base_recipe)
+        self._check()
+
+    @property
+    def base_recipe(self) -> Recipe:
+        """The recipe before any flag."""
+        if self.recipe is not None:
+            return get_recipe(self.recipe, self.recipe_flavor or "mmseg")
+        return default_recipe(self.dataset or "scenes", self.recipe_flavor or "transformers")
+
+    def _set_defaults(self, base: Recipe) -> None:
+        self.dataset = self.dataset or base.dataset
+        for name in _FROM_RECIPE:
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(base, name))
+        if self.image_size is None:
+            self.image_size = base.image_size if self.recipe else self.crop_size
+        if self.warmup_steps is None:
+            self.warmup_steps = max(min(base.warmup_steps, self.max_steps // 20), 0)
+        for name, share in (("eval_every", 4), ("save_every", 10)):
+            if getattr(self, name) is None:
+                setattr(self, name, max(min(getattr(base, name), self.max_steps // share), 1))
+
+    def _check(self) -> None:
+        if self.push_to_hub and not self.license:
+            raise ValueError("license must be given to publish with push_to_hub, for instance apache-2.0 or other")
+        for name in _POSITIVE:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup_steps < self.max_steps:
+            raise ValueError(f"warmup_steps must be in [0, max_steps={self.max_steps}), got {self.warmup_steps}")
+        if self.model and self.encoder:
+            raise ValueError(f"encoder must be left out with model, which has one, got {self.encoder!r}")
+        self.build_loss()
+        Protocol.named(self.protocol, self.tta)
+
+    def build_loss(self, ignore_index: int = 255, class_weights: list[float] | None = None) -> SegmentationLoss:
+        """The loss that the flags name."""
+        return SegmentationLoss(
+            self.loss,
+            ignore_index,
+            self.loss_average,
+            class_weights,
+            self.ohem_threshold,
+            self.ohem_min_kept,
+            self.focal_gamma,
+        )
+
+    def plan_batches(self, processes: int, sync_batch_norm: bool) -> BatchPlan:
+        """Decide how the global batch is made up, and set the flags accordingly; see `plan_batches`."""
+        base = self.base_recipe
+        published = (base.processes, base.batch_size) if self.recipe else None
+        asked = (self.global_batch_size, self.batch_size, self.gradient_accumulation_steps)
+        plan = plan_batches(processes, base.batch_size, *asked, published, sync_batch_norm, self.freeze_batch_norm)
+        self.batch_size = plan.batch_size
+        self.gradient_accumulation_steps = plan.gradient_accumulation_steps
+        self.global_batch_size = plan.global_batch_size
+        return plan
+
+    def effective_recipe(self, processes: int = 1) -> Recipe:
+        """The recipe with every flag in it, as the run follows it."""
+        base = self.base_recipe
+        names = (*_FROM_RECIPE, "dataset", "image_size", "warmup_steps", "eval_every", "save_every")
+        changes = {name: getattr(self, name) for name in names}
+        for name in ("batch_size", "gradient_accumulation_steps", "drop_path_rate"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        changes["long_side"] = round(base.long_side * self.image_size / base.image_size)
+        return replace(base, processes=processes, **changes)
+
+    def settings(self, num_processes: int) -> dict[str, Any]:
+        """What determines the weights a run ends with; a resumed run must agree on it."""
+        kept = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        return kept | {"num_processes": num_processes}
