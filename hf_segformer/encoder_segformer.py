@@ -18,7 +18,7 @@ from .configuration_segformer import SegformerConfig
 from .plain_segformer import is_plain, is_untouched, may_stream
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
-_BAND_BYTES = 8 << 20
+_BAND_BYTES = 4 << 20
 
 
 class SegformerOverlapPatchEmbeddings(nn.Module):
