@@ -16,12 +16,14 @@ from transformers.models.segformer.modeling_segformer import SegformerForSemanti
 import train
 
 
-def build_builtin_model(args, data):
+def build_builtin_model(*arguments):
     """Model of `transformers` with the weights that train.py would start from."""
-    model, image_processor = build_model(args, data)
+    model, image_processor = build_model(*arguments)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return SegformerForSemanticSegmentation.from_pretrained(folder), image_processor
+        builtin = SegformerForSemanticSegmentation.from_pretrained(folder)
+    print(f"training {type(builtin).__module__}.{type(builtin).__name__}")
+    return builtin, image_processor
 
 
 build_model, train.build_model = train.build_model, build_builtin_model
