@@ -372,6 +372,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import evaluate
 
+    if not hasattr(evaluate, "Metric"):
+        raise ImportError(f"MeanIoU needs the library evaluate, but its name means {evaluate.__file__} here")
     namespace = {"__module__": __name__, "__doc__": _MeanIoU.__doc__}
     return globals().setdefault(name, type(name, (_MeanIoU, evaluate.Metric), namespace))
 

@@ -18,7 +18,7 @@ from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from oracles import FOLDER
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.append(str(EXAMPLES))  # at the end: its evaluate.py would hide the library of that name
 
 import benchmark  # noqa: E402
 import benchmark_measure  # noqa: E402
