@@ -399,12 +399,15 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarra
     return steps, values
 
 
-def _smoothed(values: np.ndarray, reach: int = 10) -> np.ndarray:
-    """Mean over each value and up to `reach` neighbours on both sides."""
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean over each value and as many neighbours on either side: up to a fortieth of all, fewer at the ends.
+
+    A window that reached further to one side than to the other would bend the curve where it is steep.
+    """
     sums = np.concatenate(([0.0], values.cumsum()))
     centers = np.arange(len(values))
-    starts, ends = np.maximum(centers - reach, 0), np.minimum(centers + reach + 1, len(values))
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    reach = np.minimum(max(len(values) // 40, 2), np.minimum(centers, centers[::-1]))
+    return (sums[centers + reach + 1] - sums[centers - reach]) / (2 * reach + 1)
 
 
 def per_class_bars(
