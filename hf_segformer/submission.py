@@ -35,7 +35,7 @@ def submission_ids(dataset: str) -> tuple[int, ...]:
 
     if dataset not in SUBMISSIONS:
         raise ValueError(f"submission must be one of {', '.join(SUBMISSIONS)}, got {dataset!r}")
-    return tuple(range(1, len(ade20k.CLASS_NAMES) + 1)) if dataset == "ade20k" else cityscapes.LABEL_IDS
+    return ade20k.SUBMISSION_IDS if dataset == "ade20k" else cityscapes.LABEL_IDS
 
 
 def prediction_names(file_names: Iterable[str], keep_folders: bool = False) -> dict[str, str]:

@@ -328,6 +328,9 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (92, 0, 255),  # flag
 )
 
+# What the benchmark server calls each class.
+SUBMISSION_IDS = tuple(range(1, len(CLASS_NAMES) + 1))
+
 
 def load_ade20k(data_root: str | Path, reduce_zero_label: bool = True) -> SegmentationData:
     """Load SceneParse150 (Zhou et al., "Scene Parsing through ADE20K Dataset", 2017).
@@ -361,7 +364,7 @@ def load_ade20k(data_root: str | Path, reduce_zero_label: bool = True) -> Segmen
         palette=PALETTE,
         name="ade20k",
         annotation_format=annotation_format,
-        submission_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
+        submission_ids=SUBMISSION_IDS,
     )
 
 
