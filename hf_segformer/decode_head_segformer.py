@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_segformer import SegformerConfig
+from .onednn_segformer import linear, matrix_product
 from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream
 
-# Bytes of an image's fused map that inference on a CPU works on at a time, and its fewest channels.
-_PART_BYTES = 16 << 20
-_PART_WIDTH = 64
+# Bytes of an image's fused map that inference on a CPU works on at a time.
+_BAND_BYTES = 3 << 20
 
 
 class SegformerMLP(nn.Module):
@@ -29,7 +29,7 @@ class SegformerMLP(nn.Module):
         self.proj = nn.Linear(hidden_size, width)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.proj(hidden_states)  # (B, H, W, C) -> (B, H, W, E)
+        return linear(self.proj, hidden_states)  # (B, H, W, C) -> (B, H, W, E)
 
 
 class SegformerConvProjection(nn.Module):
@@ -42,7 +42,7 @@ class SegformerConvProjection(nn.Module):
         self.activation = nn.ReLU()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        projected = self.proj(hidden_states).permute(0, 3, 1, 2)
+        projected = linear(self.proj, hidden_states).permute(0, 3, 1, 2)
         return self.activation(self.batch_norm(projected)).permute(0, 2, 3, 1)  # (B, H, W, C) -> (B, H, W, E)
 
 
@@ -83,8 +83,8 @@ class SegformerDecodeHead(nn.Module):
             Logits (B, K, H_1, W_1), channels-last in memory.
         """
         feature_maps = [feature_map.permute(0, 2, 3, 1) for feature_map in feature_maps]  # (B, H, W, C)
-        if self._may_split_width(feature_maps[0]):
-            return self._classify_in_parts(feature_maps)
+        if self._may_cut_rows(feature_maps[0]):
+            return self._classify_in_bands(feature_maps)
         if is_plain_pointwise(self.linear_fuse):
             fused = self._fuse_composed(feature_maps)
         else:
@@ -114,8 +114,8 @@ class SegformerDecodeHead(nn.Module):
             total += _upsample(F.linear(tokens, matrix.to(dtype)), total.shape[2:])
         return total if fold_norm else self.batch_norm(total)
 
-    def _may_split_width(self, feature_map: torch.Tensor) -> bool:
-        """Whether nothing needs the whole width E at once: no gradient, no dropout, every module plain."""
+    def _may_cut_rows(self, feature_map: torch.Tensor) -> bool:
+        """Whether nothing needs the whole fused map at once: no gradient, no dropout, every module plain."""
         return (
             may_stream(feature_map)
             and not self.dropout.training
@@ -125,43 +125,57 @@ class SegformerDecodeHead(nn.Module):
             and is_untouched(self.activation, nn.ReLU)
             and (is_untouched(self.dropout, nn.Dropout) or is_untouched(self.dropout, nn.Dropout2d))
             and is_plain_pointwise(self.classifier)
-            and self.classifier.bias is not None
         )
 
-    def _classify_in_parts(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
-        """Logits, with about `_PART_BYTES` of one image's fused map in memory at a time.
+    def _classify_in_bands(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Logits, with about `_BAND_BYTES` of one image's fused map in memory at a time.
 
-        Fusing, normalisation and activation treat each of the E channels by itself, and the classifier sums over
-        them, so it can take some of them at a time. The whole map of B2 at 512x512 has 50 MB, and so has each of its
-        summands; getting that much fresh memory from the system costs more than the arithmetic.
+        The whole map of B2 at 512x512 has 50 MB, and so has each of its summands; getting that much fresh memory from
+        the system costs more than the arithmetic.
         """
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=True)
         dtype = inputs[0].dtype
-        matrices, bias = [matrix.to(dtype) for matrix in matrices], bias.to(dtype)
-        images = zip(*(tokens.split(1) for tokens in inputs), strict=True)
-        return torch.cat([self._classify_image(image, matrices, bias) for image in images])
+        # The bias enters where the map is smallest; upsampling leaves constants as they are.
+        coarse = [
+            matrix_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == len(inputs) - 1 else None)
+            for stage, (tokens, matrix) in enumerate(zip(inputs, matrices, strict=True))
+            if stage > 0
+        ]
+        height, width = inputs[0].shape[1:3]
+        logits = torch.empty(
+            (len(inputs[0]), height, width, self.classifier.out_channels), dtype=dtype, device=inputs[0].device
+        )
+        matrix = matrices[0].to(dtype)
+        for image in range(len(logits)):
+            self._classify_image(inputs[0][image], [stage[image] for stage in coarse], matrix, logits[image])
+        return logits.permute(0, 3, 1, 2)
 
-    def _classify_image(self, inputs: Sequence[torch.Tensor], matrices: list[torch.Tensor], bias: torch.Tensor):
-        """Logits (1, K, H_1, W_1) of one image."""
-        size, tokens = inputs[0].shape[1:3], inputs[0].flatten(0, 2)  # (N, C)
-        weight, logits = self.classifier.weight, None
-        parts = -(-len(tokens) * len(bias) * tokens.element_size() // _PART_BYTES)
-        step = max(-(-len(bias) // parts), _PART_WIDTH)
-        for start in range(0, len(bias), step):
-            part = slice(start, start + step)
-            # The bias enters where the map is smallest; upsampling leaves constants as they are.
-            total = _upsample(F.linear(inputs[-1], matrices[-1][part], bias[part]), size)
-            for stage in reversed(range(1, len(inputs) - 1)):
-                total += _upsample(F.linear(inputs[stage], matrices[stage][part]), size)
-            total = total.permute(0, 2, 3, 1).reshape(len(tokens), -1)
-            total.addmm_(tokens, matrices[0][part].t()).relu_()
-            fused = total.view(1, *size, -1).permute(0, 3, 1, 2)
-            # As a matrix product this takes twice as long when K is no multiple of 16.
-            scores = F.conv2d(fused, weight[:, part], self.classifier.bias if logits is None else None)
-            # Half precision would lose digits with every part that is added.
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            logits = scores if logits is None else logits.add_(scores)
-        return logits.to(tokens.dtype)
+    def _classify_image(
+        self, tokens: torch.Tensor, coarse: list[torch.Tensor], matrix: torch.Tensor, logits: torch.Tensor
+    ) -> None:
+        """Fill one image's logits (H_1, W_1, K) from stage 1 (H_1, W_1, C_1) and the other stages' summands.
+
+        The summands (H_s, W_s, E) are upsampled in float32 along the rows' axis by a small matrix product, then along
+        the columns' axis.
+        """
+        height, width, _ = tokens.shape
+        channels, weight = len(matrix), self.classifier.weight.flatten(1)
+        step = min(max(_BAND_BYTES // (4 * width * channels), 1), height)
+        axes = [_interpolation_matrix(len(stage), height, stage.device) for stage in coarse]
+        total, summand = torch.empty((2, step, width, channels), device=tokens.device)
+        tall = torch.empty((step, max(stage[0].numel() for stage in coarse)), device=tokens.device)
+        for top in range(0, height, step):
+            band, rows = slice(top, min(top + step, height)), min(step, height - top)
+            fused = total[:rows]
+            for index, (stage, axis) in enumerate(zip(coarse, axes, strict=True)):
+                _upsample_rows(stage, axis[band], tall, summand[:rows] if index else fused)
+                if index:
+                    fused += summand[:rows]
+            if tokens.dtype == fused.dtype:
+                fused.flatten(0, 1).addmm_(tokens[band].flatten(0, 1), matrix.t())
+            else:
+                fused += matrix_product(tokens[band], matrix)
+            logits[band] = matrix_product(fused.relu_().to(tokens.dtype), weight, self.classifier.bias)
 
     def _folds_norm(self) -> bool:
         norm = self.batch_norm
@@ -202,6 +216,32 @@ def _is_plain_mlp(project: nn.Module) -> bool:
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     # The meta device, where operations are counted without data, knows no autocast.
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+def _interpolation_matrix(points: int, pixels: int, device: torch.device) -> torch.Tensor:
+    """Weights (pixels, points) of linear interpolation along one axis, those of `F.interpolate`."""
+    unit = torch.eye(points, device=device)[None]
+    return F.interpolate(unit, size=pixels, mode="linear", align_corners=False)[0].t().contiguous()
+
+
+def _upsample_rows(stage: torch.Tensor, axis: torch.Tensor, tall: torch.Tensor, out: torch.Tensor) -> None:
+    """Bilinear upsampling of a map to some rows of pixels, in float32.
+
+    Args:
+        stage: (h, w, E).
+        axis: (R, h) weights of the map's rows in each of R rows of pixels.
+        tall: Memory for the intermediate map (R, w, E).
+        out: Takes the result (R, W, E).
+    """
+    (used,) = axis.any(dim=0).nonzero(as_tuple=True)
+    used = slice(int(used[0]), int(used[-1]) + 1)
+    points = stage[used].to(axis.dtype)
+    (rows, width, channels), columns = out.shape, stage.shape[1]
+    tall = tall[:rows].view(-1)[: rows * columns * channels].view(rows, -1)
+    torch.mm(axis[:, used], points.flatten(1), out=tall)
+    # As images of one row each: the kernel shares images among threads, not rows.
+    tall, out = (rows_.view(rows, 1, -1, channels).permute(0, 3, 1, 2) for rows_ in (tall, out))
+    torch.ops.aten.upsample_bilinear2d.out(tall, [1, width], False, None, None, out=out)
 
 
 def _upsample(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

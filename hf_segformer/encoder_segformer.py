@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_segformer import SegformerConfig
+from .onednn_segformer import depthwise_gelu, linear
 from .plain_segformer import is_plain, is_untouched, may_stream
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
@@ -76,7 +77,8 @@ class SegformerEfficientSelfAttention(nn.Module):
         if self.sr_ratio > 1:
             reduced = self.layer_norm(self.sr(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         query, key, value = (
-            self._split_heads(tokens) for tokens in (self.query(hidden_states), self.key(reduced), self.value(reduced))
+            self._split_heads(linear(module, tokens))
+            for module, tokens in ((self.query, hidden_states), (self.key, reduced), (self.value, reduced))
         )
         # Only the eager form has attention weights to show.
         implementation = "eager" if output_attentions else self.config._attn_implementation
@@ -101,7 +103,7 @@ class SegformerSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.dense(hidden_states))
+        return self.dropout(linear(self.dense, hidden_states))
 
 
 class SegformerAttention(nn.Module):
@@ -142,10 +144,7 @@ class SegformerMixFFN(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self._may_cut_rows(hidden_states):
-            _, height, width, _ = hidden_states.shape
-            bands = -(-height * width * self.dense1.out_features * hidden_states.element_size() // _BAND_BYTES)
-            if bands > 1:
-                return self._forward_in_bands(hidden_states, bands)
+            return self._forward_in_bands(hidden_states)
         hidden_states = self.dwconv(self.dense1(hidden_states))
         hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
         return self.dropout(self.dense2(hidden_states))
@@ -170,20 +169,30 @@ class SegformerMixFFN(nn.Module):
         shape = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
         return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.padding_mode == "zeros"
 
-    def _forward_in_bands(self, hidden_states: torch.Tensor, bands: int) -> torch.Tensor:
+    def _forward_in_bands(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The same, one image and band of rows at a time: the hidden map is never held.
 
         The convolution sees one row beyond each end of a band, so those are computed twice.
         """
-        height = hidden_states.shape[1]
+        batch, height, width, _ = hidden_states.shape
+        row_bytes = width * self.dense1.out_features * hidden_states.element_size()
+        bands = max(-(-height * row_bytes // _BAND_BYTES), 1)
+        if bands == 1 and batch == 1:
+            return self._forward_band(hidden_states, slice(None))
         result = torch.empty_like(hidden_states)
         step = max(-(-height // bands), 1)
         for image, output in zip(hidden_states.split(1), result.split(1), strict=True):
             for top in range(0, height, step):
                 bottom, above, below = min(top + step, height), max(top - 1, 0), min(top + step + 1, height)
-                hidden = self.dwconv(self.dense1(image[:, above:below]))[:, top - above : bottom - above]
-                output[:, top:bottom] = self.dense2(self.intermediate_act_fn(hidden))
+                rows = slice(top - above, bottom - above)
+                output[:, top:bottom] = self._forward_band(image[:, above:below], rows)
         return result
+
+    def _forward_band(self, image: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Some rows of the result for some rows of one image."""
+        hidden = linear(self.dense1, image).permute(0, 3, 1, 2)
+        hidden = depthwise_gelu(self.dwconv.dwconv, self.intermediate_act_fn, hidden)
+        return linear(self.dense2, hidden.permute(0, 2, 3, 1)[:, rows])
 
 
 class SegformerDropPath(nn.Module):

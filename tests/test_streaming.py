@@ -18,10 +18,9 @@ WATCHED += [f"decode_head.{name}" for name in ("linear_fuse", "batch_norm", "act
 def pieces(monkeypatch):
     """Function that sets how much is computed at a time."""
 
-    def limit(size, width=3):
+    def limit(size):
         monkeypatch.setattr(encoder_segformer, "_BAND_BYTES", size)
-        monkeypatch.setattr(decode_head_segformer, "_PART_BYTES", size)
-        monkeypatch.setattr(decode_head_segformer, "_PART_WIDTH", width)
+        monkeypatch.setattr(decode_head_segformer, "_BAND_BYTES", size)
 
     return limit
 
