@@ -135,9 +135,11 @@ class SegformerDecodeHead(nn.Module):
         """
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=True)
         dtype = inputs[0].dtype
+        # Half precision would lose digits with every summand.
+        sum_dtype = torch.promote_types(dtype, torch.float32)
         # The bias enters where the map is smallest; upsampling leaves constants as they are.
         coarse = [
-            matrix_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == len(inputs) - 1 else None)
+            matrix_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == len(inputs) - 1 else None).to(sum_dtype)
             for stage, (tokens, matrix) in enumerate(zip(inputs, matrices, strict=True))
             if stage > 0
         ]
@@ -155,15 +157,15 @@ class SegformerDecodeHead(nn.Module):
     ) -> None:
         """Fill one image's logits (H_1, W_1, K) from stage 1 (H_1, W_1, C_1) and the other stages' summands.
 
-        The summands (H_s, W_s, E) are upsampled in float32 along the rows' axis by a small matrix product, then along
-        the columns' axis.
+        The summands (H_s, W_s, E), in at least float32, are upsampled along the columns by a small matrix product, then
+        along the rows.
         """
         height, width, _ = tokens.shape
         channels, weight = len(matrix), self.classifier.weight.flatten(1)
         step = min(max(_BAND_BYTES // (4 * width * channels), 1), height)
-        axes = [_interpolation_matrix(len(stage), height, stage.device) for stage in coarse]
-        total, summand = torch.empty((2, step, width, channels), device=tokens.device)
-        tall = torch.empty((step, max(stage[0].numel() for stage in coarse)), device=tokens.device)
+        axes = [_interpolation_matrix(len(stage), height, stage) for stage in coarse]
+        total, summand = coarse[0].new_empty((2, step, width, channels))
+        tall = coarse[0].new_empty((step, max(stage[0].numel() for stage in coarse)))
         for top in range(0, height, step):
             band, rows = slice(top, min(top + step, height)), min(step, height - top)
             fused = total[:rows]
@@ -218,14 +220,14 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
-def _interpolation_matrix(points: int, pixels: int, device: torch.device) -> torch.Tensor:
+def _interpolation_matrix(points: int, pixels: int, like: torch.Tensor) -> torch.Tensor:
     """Weights (pixels, points) of linear interpolation along one axis, those of `F.interpolate`."""
-    unit = torch.eye(points, device=device)[None]
+    unit = torch.eye(points, dtype=like.dtype, device=like.device)[None]
     return F.interpolate(unit, size=pixels, mode="linear", align_corners=False)[0].t().contiguous()
 
 
 def _upsample_rows(stage: torch.Tensor, axis: torch.Tensor, tall: torch.Tensor, out: torch.Tensor) -> None:
-    """Bilinear upsampling of a map to some rows of pixels, in float32.
+    """Bilinear upsampling of a map to some rows of pixels.
 
     Args:
         stage: (h, w, E).
@@ -235,12 +237,11 @@ def _upsample_rows(stage: torch.Tensor, axis: torch.Tensor, tall: torch.Tensor, 
     """
     (used,) = axis.any(dim=0).nonzero(as_tuple=True)
     used = slice(int(used[0]), int(used[-1]) + 1)
-    points = stage[used].to(axis.dtype)
     (rows, width, channels), columns = out.shape, stage.shape[1]
     tall = tall[:rows].view(-1)[: rows * columns * channels].view(rows, -1)
-    torch.mm(axis[:, used], points.flatten(1), out=tall)
+    torch.mm(axis[:, used], stage[used].flatten(1), out=tall)
     # As images of one row each: the kernel shares images among threads, not rows.
-    tall, out = (rows_.view(rows, 1, -1, channels).permute(0, 3, 1, 2) for rows_ in (tall, out))
+    tall, out = (part.view(rows, 1, -1, channels).permute(0, 3, 1, 2) for part in (tall, out))
     torch.ops.aten.upsample_bilinear2d.out(tall, [1, width], False, None, None, out=out)
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_segformer import SegformerConfig
-from .onednn_segformer import depthwise_gelu, linear
+from .onednn_segformer import depthwise_gelu, explicit_attention, linear, prefers_explicit_attention
 from .plain_segformer import is_plain, is_untouched, may_stream
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
@@ -82,6 +82,9 @@ class SegformerEfficientSelfAttention(nn.Module):
         )
         # Only the eager form has attention weights to show.
         implementation = "eager" if output_attentions else self.config._attn_implementation
+        if implementation == "sdpa" and prefers_explicit_attention(hidden_states):
+            context = explicit_attention(query, key, value, self.head_dim**-0.5)
+            return context.reshape(hidden_states.shape), None
         context, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)(
             self,
             query,

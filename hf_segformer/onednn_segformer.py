@@ -18,7 +18,13 @@ from transformers.activations import GELUActivation
 
 from .plain_segformer import is_plain, may_stream
 
+# Bytes of attention weights to hold at a time.
+_WEIGHTS_BYTES = 8 << 20
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# glibc gives freed memory back to the system beyond a limit that it learns from the largest block freed so far, up to
+# 32 MiB. Small networks never free one that large, and would pay for their memory anew, page by page, in each forward.
+torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
 
 
 def linear(module: nn.Module, values: Tensor) -> Tensor:
@@ -61,6 +67,48 @@ def depthwise_gelu(convolution: nn.Conv2d, activation: Callable[[Tensor], Tensor
         return activation(convolution(feature_map))
     shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
     return torch.ops.mkldnn._convolution_pointwise(feature_map, weight, bias, *shape, "gelu", [], "none")
+
+
+def prefers_explicit_attention(values: Tensor) -> bool:
+    """Whether `explicit_attention` is faster than `F.scaled_dot_product_attention`.
+
+    So it is for bfloat16 on processors without AMX, where that one takes twice as long and even longer than in float32.
+
+    Args:
+        values: Input of the attention layer.
+    """
+    return values.dtype == torch.bfloat16 and may_stream(values) and _knows(values, values, None) and not _has_amx()
+
+
+def explicit_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention by matrix products and softmax, some queries at a time.
+
+    Here the scores are rounded to bfloat16 before the softmax. To lose less by it, the mean of the keys is taken off:
+    it adds the same number to all scores of a query, which softmax ignores, and leaves smaller ones.
+
+    Args:
+        query: (B, A, N, D) bfloat16.
+        key: (B, A, N', D).
+        value: (B, A, N', D).
+        scaling: Factor of the scores.
+
+    Returns:
+        (B, N, A, D).
+    """
+    key = key.float()
+    key = ((key - key.mean(dim=2, keepdim=True)) * scaling).to(query.dtype).transpose(2, 3)
+    batch, heads, queries, size = query.shape
+    result = torch.empty((batch, queries, heads, size), dtype=query.dtype, device=query.device)
+    step = max(_WEIGHTS_BYTES // (batch * heads * key.shape[3] * query.element_size()), 1)
+    for start in range(0, queries, step):
+        part = slice(start, start + step)
+        weights = (query[:, :, part] @ key).softmax(dim=-1)
+        result[:, part] = (weights @ value).transpose(1, 2)
+    return result
+
+
+def _has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _knows(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
