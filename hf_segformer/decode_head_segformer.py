@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .bilinear_segformer import must_trace
 from .configuration_segformer import SegformerConfig
+from .fused_map_segformer import NormalizeAndClassify, classify
 from .onednn_segformer import linear, matrix_product
 from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream
-
-# Bytes of an image's fused map that inference on a CPU works on at a time.
-_BAND_BYTES = 3 << 20
 
 
 class SegformerMLP(nn.Module):
@@ -85,6 +84,8 @@ class SegformerDecodeHead(nn.Module):
         feature_maps = [feature_map.permute(0, 2, 3, 1) for feature_map in feature_maps]  # (B, H, W, C)
         if self._may_cut_rows(feature_maps[0]):
             return self._classify_in_bands(feature_maps)
+        if self._may_train_in_bands(feature_maps[0]):
+            return self._train_in_bands(feature_maps)
         if is_plain_pointwise(self.linear_fuse):
             fused = self._fuse_composed(feature_maps)
         else:
@@ -108,10 +109,18 @@ class SegformerDecodeHead(nn.Module):
         fold_norm = self._folds_norm()
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm)
         dtype = inputs[0].dtype
-        # Constants pass through upsampling unchanged, so those of all stages enter once, at stage 1.
-        total = F.linear(inputs[0], matrices[0].to(dtype), bias.to(dtype)).permute(0, 3, 1, 2)
-        for tokens, matrix in zip(inputs[1:], matrices[1:], strict=True):
-            total += _upsample(F.linear(tokens, matrix.to(dtype)), total.shape[2:])
+        # Constants pass through upsampling unchanged, so those of all stages enter once, where the map is smallest.
+        summands = [F.linear(tokens, matrix.to(dtype)) for tokens, matrix in zip(inputs[:-1], matrices, strict=False)]
+        summands.append(F.linear(inputs[-1], matrices[-1].to(dtype), bias.to(dtype)))
+        size = summands[0].shape[1:3]
+        # Coarsest first: what upsampling returns may be added to in place. If that were done to the view that a linear
+        # layer returns, autograd would copy the whole map for each summand.
+        *others, coarsest = summands
+        total, is_view = _upsample(coarsest, size), coarsest.shape[1:3] == size
+        for summand in reversed(others):
+            upsampled = _upsample(summand, size)
+            total = total + upsampled if is_view else total.add_(upsampled)
+            is_view = False
         return total if fold_norm else self.batch_norm(total)
 
     def _may_cut_rows(self, feature_map: torch.Tensor) -> bool:
@@ -128,56 +137,48 @@ class SegformerDecodeHead(nn.Module):
         )
 
     def _classify_in_bands(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
-        """Logits, with about `_BAND_BYTES` of one image's fused map in memory at a time.
-
-        The whole map of B2 at 512x512 has 50 MB, and so has each of its summands; getting that much fresh memory from
-        the system costs more than the arithmetic.
-        """
+        """Logits, without a whole fused map."""
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=True)
         dtype = inputs[0].dtype
         # Half precision would lose digits with every summand.
-        sum_dtype = torch.promote_types(dtype, torch.float32)
-        # The bias enters where the map is smallest; upsampling leaves constants as they are.
-        coarse = [
-            matrix_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == len(inputs) - 1 else None).to(sum_dtype)
-            for stage, (tokens, matrix) in enumerate(zip(inputs, matrices, strict=True))
-            if stage > 0
-        ]
-        height, width = inputs[0].shape[1:3]
-        logits = torch.empty(
-            (len(inputs[0]), height, width, self.classifier.out_channels), dtype=dtype, device=inputs[0].device
+        coarse = [stage.to(torch.promote_types(dtype, torch.float32)) for stage in _coarse(inputs, matrices, bias)]
+        weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
+        return classify(inputs[0], matrices[0].to(dtype), coarse, weight, bias).permute(0, 3, 1, 2)
+
+    def _may_train_in_bands(self, feature_map: torch.Tensor) -> bool:
+        """Whether the widest part of a training step on a CPU may be computed in bands, forwards and backwards."""
+        norm, dtype = self.batch_norm, feature_map.dtype
+        return (
+            feature_map.device.type == "cpu"
+            and torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not must_trace(feature_map)
+            and dtype in (torch.float32, torch.float64)
+            and len(self.linear_c) > 1
+            and is_plain_pointwise(self.linear_fuse)
+            and is_plain(norm, nn.BatchNorm2d)
+            and (norm.training and norm.track_running_stats and norm.momentum is not None)
+            and is_untouched(self.activation, nn.ReLU)
+            and (is_untouched(self.dropout, nn.Dropout) or is_untouched(self.dropout, nn.Dropout2d))
+            and is_plain_pointwise(self.classifier)
+            and all(parameter.dtype == dtype for parameter in (norm.weight, norm.bias, self.classifier.weight))
         )
-        matrix = matrices[0].to(dtype)
-        for image in range(len(logits)):
-            self._classify_image(inputs[0][image], [stage[image] for stage in coarse], matrix, logits[image])
+
+    def _train_in_bands(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Logits and, in the backward pass, gradients, without a whole fused map."""
+        inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=False)
+        tokens, norm, (weight, bias_) = inputs[0], self.batch_norm, (self.classifier.weight, self.classifier.bias)
+        matrix = matrices[0].to(tokens.dtype)
+        keep, scale = _dropout_mask(self.dropout, (*tokens.shape[:3], len(matrix)), tokens.dtype)
+        arguments = (norm.weight, norm.bias, norm.eps, keep, scale, weight.flatten(1), bias_)
+        coarse = _coarse(inputs, matrices, bias)
+        logits, mean, variance = NormalizeAndClassify.apply(tokens, matrix, *arguments, *coarse)
+        with torch.no_grad():
+            points = tokens.shape[:3].numel()
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * (points / max(points - 1, 1)), norm.momentum)
+            norm.num_batches_tracked += 1
         return logits.permute(0, 3, 1, 2)
-
-    def _classify_image(
-        self, tokens: torch.Tensor, coarse: list[torch.Tensor], matrix: torch.Tensor, logits: torch.Tensor
-    ) -> None:
-        """Fill one image's logits (H_1, W_1, K) from stage 1 (H_1, W_1, C_1) and the other stages' summands.
-
-        The summands (H_s, W_s, E), in at least float32, are upsampled along the columns by a small matrix product, then
-        along the rows.
-        """
-        height, width, _ = tokens.shape
-        channels, weight = len(matrix), self.classifier.weight.flatten(1)
-        step = min(max(_BAND_BYTES // (4 * width * channels), 1), height)
-        axes = [_interpolation_matrix(len(stage), height, stage) for stage in coarse]
-        total, summand = coarse[0].new_empty((2, step, width, channels))
-        tall = coarse[0].new_empty((step, max(stage[0].numel() for stage in coarse)))
-        for top in range(0, height, step):
-            band, rows = slice(top, min(top + step, height)), min(step, height - top)
-            fused = total[:rows]
-            for index, (stage, axis) in enumerate(zip(coarse, axes, strict=True)):
-                _upsample_rows(stage, axis[band], tall, summand[:rows] if index else fused)
-                if index:
-                    fused += summand[:rows]
-            if tokens.dtype == fused.dtype:
-                fused.flatten(0, 1).addmm_(tokens[band].flatten(0, 1), matrix.t())
-            else:
-                fused += matrix_product(tokens[band], matrix)
-            logits[band] = matrix_product(fused.relu_().to(tokens.dtype), weight, self.classifier.bias)
 
     def _folds_norm(self) -> bool:
         norm = self.batch_norm
@@ -220,29 +221,36 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
-def _interpolation_matrix(points: int, pixels: int, like: torch.Tensor) -> torch.Tensor:
-    """Weights (pixels, points) of linear interpolation along one axis, those of `F.interpolate`."""
-    unit = torch.eye(points, dtype=like.dtype, device=like.device)[None]
-    return F.interpolate(unit, size=pixels, mode="linear", align_corners=False)[0].t().contiguous()
+def _coarse(
+    inputs: Sequence[torch.Tensor], matrices: Sequence[torch.Tensor], bias: torch.Tensor
+) -> list[torch.Tensor]:
+    """Summands (B, H_s, W_s, E) of the stages but the first.
 
-
-def _upsample_rows(stage: torch.Tensor, axis: torch.Tensor, tall: torch.Tensor, out: torch.Tensor) -> None:
-    """Bilinear upsampling of a map to some rows of pixels.
-
-    Args:
-        stage: (h, w, E).
-        axis: (R, h) weights of the map's rows in each of R rows of pixels.
-        tall: Memory for the intermediate map (R, w, E).
-        out: Takes the result (R, W, E).
+    The bias enters once, where the map is smallest: upsampling leaves constants as they are.
     """
-    (used,) = axis.any(dim=0).nonzero(as_tuple=True)
-    used = slice(int(used[0]), int(used[-1]) + 1)
-    (rows, width, channels), columns = out.shape, stage.shape[1]
-    tall = tall[:rows].view(-1)[: rows * columns * channels].view(rows, -1)
-    torch.mm(axis[:, used], stage[used].flatten(1), out=tall)
-    # As images of one row each: the kernel shares images among threads, not rows.
-    tall, out = (part.view(rows, 1, -1, channels).permute(0, 3, 1, 2) for part in (tall, out))
-    torch.ops.aten.upsample_bilinear2d.out(tall, [1, width], False, None, None, out=out)
+    dtype, last = inputs[0].dtype, len(inputs) - 1
+    return [
+        matrix_product(inputs[stage], matrices[stage].to(dtype), bias.to(dtype) if stage == last else None)
+        for stage in range(1, last + 1)
+    ]
+
+
+def _dropout_mask(dropout: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor | None, float]:
+    """What is kept of a map (B, H, W, E), None for all, and the factor of what is kept.
+
+    Single elements are drawn with 16 random bits each, four at a time: the generator's time is what counts. So `p` is
+    rounded to a multiple of 1/65536; the factor belongs to the rounded one.
+    """
+    if not dropout.training or dropout.p == 0:
+        return None, 1.0
+    batch, height, width, channels = shape
+    if isinstance(dropout, nn.Dropout2d):
+        return torch.rand(batch, 1, channels) >= dropout.p, 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
+    dropped = round(dropout.p * 65536)
+    numbers = batch * height * width * channels
+    bits = torch.empty(-(-numbers // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:numbers]
+    keep = (bits >= dropped - 32768) if dropped < 65536 else torch.zeros(numbers, dtype=torch.bool)
+    return keep.view(batch, height * width, channels), 65536 / (65536 - dropped) if dropped < 65536 else 0.0
 
 
 def _upsample(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -40,14 +40,14 @@ def linear(module: nn.Module, values: Tensor) -> Tensor:
 
 
 def matrix_product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` for tensors without gradients, through oneDNN where it can.
+    """`F.linear`, through oneDNN where it can and no gradient is recorded.
 
     Args:
         values: (..., C_in).
         weight: (C_out, C_in).
         bias: (C_out,) or None.
     """
-    if not _knows(values, weight, bias):
+    if torch.is_grad_enabled() or not _knows(values, weight, bias):
         return F.linear(values, weight, bias)
     # Strided operands would be computed by a reference implementation a thousand times slower.
     return torch.ops.mkldnn._linear_pointwise(values.contiguous(), weight.contiguous(), bias, "none", [], "")
@@ -72,7 +72,7 @@ def depthwise_gelu(convolution: nn.Conv2d, activation: Callable[[Tensor], Tensor
 def prefers_explicit_attention(values: Tensor) -> bool:
     """Whether `explicit_attention` is faster than `F.scaled_dot_product_attention`.
 
-    So it is for bfloat16 on processors without AMX, where that one takes twice as long and even longer than in float32.
+    So it is for bfloat16 on processors without AMX, where that one takes longer than in float32.
 
     Args:
         values: Input of the attention layer.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_segformer import SegformerForSemanticSegmentation, decode_head_segformer, encoder_segformer
+from hf_segformer import SegformerForSemanticSegmentation, encoder_segformer, fused_map_segformer
 
 HEADS = pytest.mark.parametrize("conv_width", [None, 20], ids=["mlp", "conv"])
 LAYER = "segformer.encoder.block.1.1.mlp."
@@ -20,7 +20,7 @@ def pieces(monkeypatch):
 
     def limit(size):
         monkeypatch.setattr(encoder_segformer, "_BAND_BYTES", size)
-        monkeypatch.setattr(decode_head_segformer, "_BAND_BYTES", size)
+        monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", size)
 
     return limit
 
