@@ -1,0 +1,185 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training on a CPU computes the decode head in bands: results and gradients of the textbook form, nothing whole."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hf_segformer import SegformerForSemanticSegmentation, decode_head_segformer, fused_map_segformer
+from textbook_head import HEADS, LargestTensor, make, textbook
+
+SIZES = [(2, 8, 33, 27), (2, 16, 17, 14), (2, 24, 9, 7), (2, 32, 5, 4)]
+TRAINING = decode_head_segformer.SegformerDecodeHead
+
+
+def feature_maps(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(size, dtype=dtype, generator=generator).requires_grad_() for size in SIZES]
+
+
+@HEADS
+@pytest.mark.parametrize("limit", [1, 30_000, 1 << 40])
+def test_bands_of_any_size_equal_the_textbook_form(limit, conv_width, tiny_config, randomize, monkeypatch):
+    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", limit)
+    head, maps = make(tiny_config, randomize, conv_width).double().train().decode_head, feature_maps()
+    expected = textbook(head, maps, conv_width is not None)
+    logits = head(maps)
+    assert torch.allclose(logits, expected, rtol=1e-10, atol=1e-10)
+    weights, parameters = torch.randn_like(expected), [*maps, *head.parameters()]
+    for ours, theirs in zip(
+        torch.autograd.grad((logits * weights).sum(), parameters),
+        torch.autograd.grad((expected * weights).sum(), parameters),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_running_statistics_are_those_of_batch_norm(tiny_config, randomize, monkeypatch):
+    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", 30_000)
+    head = make(tiny_config, randomize).double().train().decode_head
+    with torch.no_grad():
+        head.linear_c[3].proj.bias += 1e4  # a mean far from zero, where E[x^2] - E[x]^2 would lose digits
+    whole, maps = copy.deepcopy(head), feature_maps()
+    monkeypatch.setattr(type(whole), "_may_train_in_bands", lambda self, _: self is head)
+    for _ in range(2):
+        head(maps), whole(maps)
+    for name, buffer in head.batch_norm.named_buffers():
+        assert torch.allclose(buffer, whole.batch_norm.get_buffer(name), rtol=1e-10), name
+    assert head.batch_norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("mode", ["element", "channel"])
+def test_dropout_drops_before_the_classifier(mode, tiny_config, randomize, monkeypatch):
+    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", 30_000)
+    head = make(tiny_config, randomize, classifier_dropout_mode=mode).double().train().decode_head
+    head.dropout.p, masks, maps = 0.4, [], feature_maps()
+    draw = decode_head_segformer._dropout_mask
+
+    def remember(*arguments):
+        masks.append(draw(*arguments))
+        return masks[-1]
+
+    monkeypatch.setattr(decode_head_segformer, "_dropout_mask", remember)
+    logits = head(maps)
+    ((keep, scale),) = masks
+    factor = keep.double().expand(2, 33 * 27, 20).reshape(2, 33, 27, 20).permute(0, 3, 1, 2) * scale
+
+    class Masked(nn.Module):
+        def forward(self, values):
+            return values * factor
+
+    whole = copy.deepcopy(head)
+    whole.dropout = Masked()
+    expected = whole(maps)
+    assert torch.allclose(logits, expected, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(
+        torch.autograd.grad(logits.square().sum(), [*maps, *head.parameters()]),
+        torch.autograd.grad(expected.square().sum(), [*maps, *whole.parameters()]),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean(p):
+    shape = (2, 64, 64, 31)
+    torch.manual_seed(0)
+    keep, scale = decode_head_segformer._dropout_mask(nn.Dropout(p), shape, torch.float32)
+    assert keep.shape == (2, 64 * 64, 31) and keep.dtype == torch.bool
+    assert scale == pytest.approx(1 / (1 - p), rel=1e-4)
+    flat = keep.flatten().float()
+    # Four elements come from one number: each of the four must be drawn fairly, and independently of its neighbour.
+    for lane in range(4):
+        assert flat[lane::4].mean() * scale == pytest.approx(1, abs=5 * ((p / (1 - p)) / (flat.numel() / 4)) ** 0.5)
+    pairs = (flat[:-1] * flat[1:]).mean()
+    assert pairs == pytest.approx((1 - p) ** 2, abs=0.01)
+    torch.manual_seed(0)
+    again, _ = decode_head_segformer._dropout_mask(nn.Dropout(p), shape, torch.float32)
+    assert torch.equal(keep, again)
+
+
+def test_dropout_at_its_ends():
+    shape = (1, 4, 4, 3)
+    assert decode_head_segformer._dropout_mask(nn.Dropout(0.0), shape, torch.float32) == (None, 1.0)
+    assert decode_head_segformer._dropout_mask(nn.Dropout(0.3).eval(), shape, torch.float32) == (None, 1.0)
+    for dropout in (nn.Dropout(1.0), nn.Dropout2d(1.0)):
+        keep, _ = decode_head_segformer._dropout_mask(dropout, shape, torch.float32)
+        assert not keep.any()
+
+
+def test_no_map_of_the_whole_width_exists(tiny_config, randomize, monkeypatch):
+    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", 20_000)
+    head = make(tiny_config, randomize, num_labels=3).train().decode_head
+    maps = [torch.randn(2, channels, 64 >> stage, 64 >> stage) for stage, channels in enumerate((8, 16, 24, 32))]
+    fused = 2 * 20 * 64 * 64
+    with LargestTensor() as bands:
+        head(maps).sum().backward()
+    assert bands.numel < fused // 2
+    monkeypatch.setattr(TRAINING, "_may_train_in_bands", lambda *_: False)
+    with LargestTensor() as whole:
+        head(maps).sum().backward()
+    assert whole.numel >= fused
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "activation", "dropout", "classifier", "linear_fuse"])
+def test_hooks_are_called_in_training(name, tiny_config, randomize):
+    head = make(tiny_config, randomize).double().train().decode_head
+    before, calls = head(feature_maps()), []
+    head.get_submodule(name).register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
+    assert torch.allclose(head(feature_maps()), before, rtol=1e-10)
+    assert len(calls) == 1
+
+
+def test_frozen_statistics_stay_frozen(tiny_config, randomize):
+    head = make(tiny_config, randomize).double().train().decode_head
+    head.batch_norm.eval()
+    before = copy.deepcopy(head.batch_norm.state_dict())
+    head(feature_maps()).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in head.batch_norm.state_dict().items())
+    assert head.batch_norm.weight.grad.abs().sum() > 0
+
+
+def test_half_precision_and_autocast_take_the_plain_form(tiny_config, randomize):
+    model = make(tiny_config, randomize).train()
+    pixel_values, labels = torch.randn(2, 3, 64, 64), torch.randint(5, (2, 64, 64))
+    full = model(pixel_values, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(pixel_values, labels=labels).loss
+    half = copy.deepcopy(model).bfloat16()(pixel_values.bfloat16(), labels=labels).loss
+    for loss in (mixed, half):
+        assert loss.item() == pytest.approx(full.item(), rel=0.05)
+        loss.backward()
+
+
+def test_there_is_no_second_derivative(tiny_config, randomize):
+    head, maps = make(tiny_config, randomize).double().train().decode_head, feature_maps()
+    (gradient,) = torch.autograd.grad(head(maps).square().sum(), maps[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_training_reduces_the_loss_as_the_plain_form_does(tiny_config, randomize, monkeypatch):
+    """Ten steps of both forms: the same losses."""
+    losses = {}
+    for bands in (True, False):
+        if not bands:
+            monkeypatch.setattr(TRAINING, "_may_train_in_bands", lambda *_: False)
+        model = make(tiny_config, randomize).double().train()
+        assert isinstance(model, SegformerForSemanticSegmentation)
+        generator = torch.Generator().manual_seed(0)
+        pixel_values = torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=generator)
+        labels = F.interpolate(pixel_values[:, :1], scale_factor=1.0)[:, 0].gt(0).long()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses[bands] = []
+        for _ in range(10):
+            loss = model(pixel_values, labels=labels).loss
+            losses[bands].append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-6)
+    assert losses[True][-1] < losses[True][0]
