@@ -208,14 +208,15 @@ def _pruning_pays(points: Tensor, y: Tensor, x: Tensor, slab: Slab, width: int) 
     classes, cells = points.shape[2], (slab.cells.stop - slab.cells.start) * (points.shape[1] + 1)
     pixels = (slab.pixels.stop - slab.pixels.start) * width / cells
     # Nanoseconds, fitted on one core. Bands: for each class, per pixel, and per pixel of a row of points. Pruning: for
-    # each mixed cell, itself, per class to find its candidates, and per candidate with its pixels.
-    bands = cells * classes * (0.6 * pixels + 4.3 * pixels**0.5)
-    search = len(y) * (230 + 10 * classes)
+    # each mixed cell, itself, per class to find its candidates, and per candidate with its pixels. Of the two only bands
+    # gain from more threads.
+    bands = cells * classes * (0.6 * pixels + 4.3 * pixels**0.5) / torch.get_num_threads() ** 0.7
+    search = len(y) * (230 + 12 * classes)
     if search > bands:
         return False
     sample = slice(None, None, max(len(y) // 64, 1))
     candidates = _candidates(_corners(points, y[sample], x[sample], slab)).sum(1, dtype=torch.float32).mean()
-    return search + len(y) * float(candidates) * (85 + 1.35 * pixels) < bands
+    return search + len(y) * float(candidates) * (100 + 1.6 * pixels) < bands
 
 
 def _best_classes(corners: Tensor, y_weight: Tensor, x_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,6 +134,7 @@ def test_pruned_and_banded_labels_agree(shape, make, pruned, monkeypatch):
 
 
 def test_pruning_is_chosen_by_the_share_of_mixed_cells(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # more of them make bands cheaper
     choices = []
     decide = functional_segformer._pruning_pays
     monkeypatch.setattr(
