@@ -4,7 +4,8 @@
 
     python examples/benchmark.py --variants b0 b2 --size 512 --pairs 9 --output_dir runs/benchmark
     python examples/benchmark.py --dtype bfloat16 --compile
-    python examples/benchmark.py --train --memory --scaling --post_processing --evaluation
+    python examples/benchmark.py --train --memory --scaling --variations --post_processing --evaluation
+    python examples/benchmark.py --device cuda --dtype bfloat16 --compile --scaling --scaling_batch_sizes 1 4 16 64
     python examples/benchmark.py --model DIR_OR_HUB_ID --image photo.jpg --post_processing
 
 Same weights through a folder, all implementations in turn in one process (mmsegmentation in its own), medians and
@@ -13,11 +14,14 @@ benchmark.json with every single measurement, and plots.
 """
 
 import copy
+import dataclasses
+import functools
 import statistics
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from benchmark_measure import (
@@ -32,7 +36,7 @@ from benchmark_measure import (
     ratio,
     span,
 )
-from benchmark_networks import Networks, forward_contenders, giga_macs, load_networks, on
+from benchmark_networks import Networks, forward_contenders, giga_macs, load_networks, on, reload
 from benchmark_stages import measure_evaluation, measure_label_maps, measure_stages
 from transformers import HfArgumentParser
 from transformers.utils import logging
@@ -71,6 +75,9 @@ class BenchmarkArguments:
         default=False, metadata={"help": "Also measure peak memory; with --train of a training step."}
     )
     scaling: bool = field(default=False, metadata={"help": "Also plot cost against batch and image size."})
+    variations: bool = field(
+        default=False, metadata={"help": "Also at 384x640, at batch 4, for 19 classes and after an optimizer step."}
+    )
     scaling_sizes: list[int] = field(
         default_factory=lambda: [256, 384, 512, 768, 1024], metadata={"help": "Sides of the images for --scaling."}
     )
@@ -113,7 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     report.text("; ".join(f"{name} {value}" for name, value in machine.items()))
     for variant in args.variants if args.model is None else [""]:
         with ExitStack() as stack:
-            measure_network(load_networks(variant, args.model, args.num_labels, stack), args, report)
+            networks = load_networks(variant, args.model, args.num_labels, stack)
+            measure_network(networks, args, report)
+            if args.variations:
+                measure_variations(networks, variant, args, report)
     if args.post_processing:
         report.text("## Label maps from logits\n\nPlain: interpolate all scores, then argmax (softmax and max).")
         measure_label_maps(args, report)
@@ -257,10 +267,8 @@ def measure_memory(networks: Networks, args: BenchmarkArguments, report: Report)
     report.table(header, rows)
 
 
-@torch.inference_mode()
 def measure_scaling(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
     """Table and plot of the forward pass against batch size and image size."""
-    ours, theirs = on(networks.ours, args), on(networks.theirs, args)
     height, width = args.image_size
     shapes = {
         "batch size": [(count, height, width) for count in args.scaling_batch_sizes],
@@ -270,23 +278,65 @@ def measure_scaling(networks: Networks, args: BenchmarkArguments, report: Report
     for label, cases in shapes.items():
         curves = {"ours": [], "transformers": []}
         for count, *sides in cases:
-            inputs = torch.randn(count, 3, *sides).to(args.device, getattr(torch, args.dtype))
-            contenders = [
-                Contender("ours", lambda inputs=inputs: ours(inputs)),
-                Contender("transformers", lambda inputs=inputs: theirs(inputs)),
-            ]
-            seconds = alternate(contenders, args.pairs, warmup=1)
+            seconds = alternating_forward(networks, (count, 3, *sides), args)
             report.data("scaling", {"network": networks.name, "shape": [count, *sides], "seconds": seconds})
             for name, curve in curves.items():
                 curve.append(1e3 * statistics.median(seconds[name]))
             row = [networks.name, count, f"{sides[0]}x{sides[1]}"]
-            row += [milliseconds(seconds["ours"]), milliseconds(seconds["transformers"])]
+            for name in curves:
+                row += [milliseconds(seconds[name]), f"{count / statistics.median(seconds[name]):.1f}"]
             rows.append([*row, *ratio(seconds["transformers"], seconds["ours"])])
         x = [case[0] if label == "batch size" else case[1] for case in cases]
         panels.append((label, "ms", {name: (x, curve) for name, curve in curves.items()}))
     report.text("### Forward pass against batch and image size")
-    report.table(["network", "batch", "size", "ours ms", "transformers ms", "times faster", "range"], rows)
+    header = ["network", "batch", "size", "ours ms", "images/s", "transformers ms", "images/s"]
+    report.table([*header, "times faster", "range"], rows)
     report.plot(f"scaling_{networks.name}", panels)
+
+
+def measure_variations(networks: Networks, variant: str, args: BenchmarkArguments, report: Report) -> None:
+    """Table of the forward pass in other settings: what is fast only in the benchmark's own would show here."""
+    with ExitStack() as stack:
+        other_classes = load_networks(variant, args.model, 19, stack) if args.model is None else networks
+        trained = after_a_step(networks, args, stack)
+        size = args.image_size
+        cases = {"as above": (networks, 1, size), "384x640": (networks, 1, (384, 640)), "batch 4": (networks, 4, size)}
+        cases |= {"19 classes": (other_classes, 1, size)} if args.model is None else {}
+        cases["after an optimizer step"] = (trained, 1, size)
+        rows, first = [], None
+        for title, (pair, count, sides) in cases.items():
+            seconds = alternating_forward(pair, (count, 3, *sides), args)
+            report.data("variations", {"network": networks.name, "case": title, "seconds": seconds})
+            times = statistics.median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
+            first = first or times
+            row = [networks.name, title, milliseconds(seconds["ours"]), milliseconds(seconds["transformers"])]
+            rows.append(
+                [*row, *ratio(seconds["transformers"], seconds["ours"]), f"{100 * (times / first - 1):+.0f} %"]
+            )
+    report.text("### Forward pass in other settings")
+    header = ["network", "setting", "ours ms", "transformers ms", "times faster", "range", "against the first"]
+    report.table(header, rows)
+
+
+def after_a_step(networks: Networks, args: BenchmarkArguments, stack: ExitStack) -> Networks:
+    """Both networks with the weights that ours has after a training step."""
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    network = copy.deepcopy(networks.ours).to(args.device)
+    small = dataclasses.replace(args, size="128", dtype="float32", train_batch_size=2)
+    training_step(network, small)()
+    network.eval().save_pretrained(folder)
+    return reload(networks.name, folder)
+
+
+@torch.inference_mode()
+def alternating_forward(
+    networks: Networks, shape: tuple[int, ...], args: BenchmarkArguments
+) -> dict[str, list[float]]:
+    """Seconds of the forward passes of both networks."""
+    inputs = torch.randn(shape).to(args.device, getattr(torch, args.dtype))
+    sides = {"ours": on(networks.ours, args), "transformers": on(networks.theirs, args)}
+    contenders = [Contender(name, functools.partial(network, inputs)) for name, network in sides.items()]
+    return alternate(contenders, args.pairs, warmup=1)
 
 
 if __name__ == "__main__":

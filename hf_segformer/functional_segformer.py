@@ -208,8 +208,8 @@ def _pruning_pays(points: Tensor, y: Tensor, x: Tensor, slab: Slab, width: int) 
     classes, cells = points.shape[2], (slab.cells.stop - slab.cells.start) * (points.shape[1] + 1)
     pixels = (slab.pixels.stop - slab.pixels.start) * width / cells
     # Nanoseconds, fitted on one core. Bands: for each class, per pixel, and per pixel of a row of points. Pruning: for
-    # each mixed cell, itself, per class to find its candidates, and per candidate with its pixels. Of the two only bands
-    # gain from more threads.
+    # each mixed cell, itself, per class to find its candidates, and per candidate with its pixels. More threads help
+    # bands alone.
     bands = cells * classes * (0.6 * pixels + 4.3 * pixels**0.5) / torch.get_num_threads() ** 0.7
     search = len(y) * (230 + 12 * classes)
     if search > bands:

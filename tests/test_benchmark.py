@@ -62,6 +62,7 @@ def cells(text: str, name: str) -> list[str]:
 def test_everything_without_optional_packages(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark_stages, "LABEL_MAPS", [(5, (16, 24), (50, 70))])
     flags = ["--train", "--scaling", "--scaling_sizes", 64, 96, "--scaling_batch_sizes", 1, 3, "--post_processing"]
+    flags.append("--variations")
     benchmark.main(arguments(model, *flags, "--evaluation", "--output_dir", tmp_path))
     text = capsys.readouterr().out
     assert (tmp_path / "benchmark.md").read_text().strip() == text.strip()
@@ -86,6 +87,9 @@ def test_everything_without_optional_packages(model, tmp_path, capsys, monkeypat
     assert forward["giga_macs"]["ours"] < forward["giga_macs"]["transformers"]
     assert [record["shape"] for record in data["scaling"]] == [[1, 64, 96], [3, 64, 96], [1, 64, 64], [1, 96, 96]]
     assert len(data["stages"]) == 5 and len(data["label maps"]) == 5 and data["training"][0]["batch_size"] == 2
+    assert [record["case"] for record in data["variations"]] == [
+        "as above", "384x640", "batch 4", "after an optimizer step",
+    ]  # fmt: skip
     (evaluation,) = data["evaluation"]
     assert set(evaluation["seconds"]["ours"]) == {"read", "preprocess", "forward", "label map", "metric"}
 
