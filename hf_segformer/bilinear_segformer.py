@@ -181,7 +181,9 @@ def compute_dtype(logits: Tensor) -> torch.dtype:
 
 
 def must_trace(logits: Tensor) -> bool:
-    """Whether values cannot be looked at: while compiling, exporting or tracing, and for fake and other subclasses."""
+    """Whether values cannot be looked at: while compiling, exporting or tracing, in `torch.func`, in subclasses."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or logits.is_meta:
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(logits):
         return True
     return type(logits) not in (Tensor, torch.nn.Parameter)

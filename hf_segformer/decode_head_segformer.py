@@ -19,6 +19,9 @@ from .fused_map_segformer import NormalizeAndClassify, classify
 from .onednn_segformer import linear, matrix_product
 from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream
 
+# 64-bit random numbers that dropout draws at a time.
+_RANDOM_NUMBERS = 1 << 19
+
 
 class SegformerMLP(nn.Module):
     """A stage's projection to the decoder width."""
@@ -51,9 +54,9 @@ class SegformerDecodeHead(nn.Module):
     Bilinear upsampling acts on each channel alone and its weights sum to one, so it commutes with the 1x1 convolution
     that fuses the stages: every stage is projected and fused by one composed matrix at its own resolution, and only
     the sum exists at the resolution of stage 1. The concatenation (B, S*E, H/4, W/4) of the textbook form is never
-    built. Matrices are composed anew in each forward, which costs next to nothing, so that no change of a weight can
-    be missed. In the convolutional head a ReLU follows each projection; there the fusing matrix alone is applied at
-    the stage's resolution.
+    built. Matrices are composed anew in each forward, which costs little, so that no change of a weight can be missed.
+    In the convolutional head a ReLU follows each projection; there the fusing matrix alone is applied at the stage's
+    resolution.
 
     Args:
         config: Configuration; `decoder_hidden_size` or `conv_decoder_hidden_size` chooses the head.
@@ -154,6 +157,7 @@ class SegformerDecodeHead(nn.Module):
             and not torch.is_autocast_enabled("cpu")
             and not must_trace(feature_map)
             and dtype in (torch.float32, torch.float64)
+            and feature_map.shape[:3].numel() > 1  # BatchNorm says what is wrong with a single point
             and len(self.linear_c) > 1
             and is_plain_pointwise(self.linear_fuse)
             and is_plain(norm, nn.BatchNorm2d)
@@ -169,7 +173,7 @@ class SegformerDecodeHead(nn.Module):
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=False)
         tokens, norm, (weight, bias_) = inputs[0], self.batch_norm, (self.classifier.weight, self.classifier.bias)
         matrix = matrices[0].to(tokens.dtype)
-        keep, scale = _dropout_mask(self.dropout, (*tokens.shape[:3], len(matrix)), tokens.dtype)
+        keep, scale = _dropout_mask(self.dropout, (*tokens.shape[:3], len(matrix)))
         arguments = (norm.weight, norm.bias, norm.eps, keep, scale, weight.flatten(1), bias_)
         coarse = _coarse(inputs, matrices, bias)
         logits, mean, variance = NormalizeAndClassify.apply(tokens, matrix, *arguments, *coarse)
@@ -186,7 +190,10 @@ class SegformerDecodeHead(nn.Module):
 
     def _inputs_and_matrices(self, feature_maps: list[torch.Tensor], fold_norm: bool):
         """What goes into each stage's matrix, the matrices, and the bias of their sum."""
-        composed = [_is_plain_mlp(project) for project in self.linear_c]
+        composed = [
+            _is_plain_mlp(project) and _pays_to_compose(tokens)
+            for project, tokens in zip(self.linear_c, feature_maps, strict=True)
+        ]
         inputs = [
             tokens if skip else project(tokens)
             for skip, project, tokens in zip(composed, self.linear_c, feature_maps, strict=True)
@@ -216,6 +223,12 @@ def _is_plain_mlp(project: nn.Module) -> bool:
     return is_untouched(project, SegformerMLP) and is_plain(project.proj, nn.Linear)
 
 
+def _pays_to_compose(tokens: torch.Tensor) -> bool:
+    # With fewer tokens than channels, projecting them costs less than composing the matrices. A traced graph must suit
+    # any number of tokens.
+    return must_trace(tokens) or tokens.shape[:-1].numel() >= tokens.shape[-1]
+
+
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     # The meta device, where operations are counted without data, knows no autocast.
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
@@ -235,7 +248,7 @@ def _coarse(
     ]
 
 
-def _dropout_mask(dropout: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor | None, float]:
+def _dropout_mask(dropout: nn.Module, shape: Sequence[int]) -> tuple[torch.Tensor | None, float]:
     """What is kept of a map (B, H, W, E), None for all, and the factor of what is kept.
 
     Single elements are drawn with 16 random bits each, four at a time: the generator's time is what counts. So `p` is
@@ -247,10 +260,13 @@ def _dropout_mask(dropout: nn.Module, shape: Sequence[int], dtype: torch.dtype) 
     if isinstance(dropout, nn.Dropout2d):
         return torch.rand(batch, 1, channels) >= dropout.p, 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
     dropped = round(dropout.p * 65536)
-    numbers = batch * height * width * channels
-    bits = torch.empty(-(-numbers // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:numbers]
-    keep = (bits >= dropped - 32768) if dropped < 65536 else torch.zeros(numbers, dtype=torch.bool)
-    return keep.view(batch, height * width, channels), 65536 / (65536 - dropped) if dropped < 65536 else 0.0
+    keep = torch.zeros(batch, height * width, channels, dtype=torch.bool)
+    if dropped < 65536:
+        numbers = torch.empty(min(-(-keep.numel() // 4), _RANDOM_NUMBERS), dtype=torch.int64)
+        for part in keep.view(-1).split(4 * len(numbers)):
+            bits = numbers.random_(-(1 << 63), None).view(torch.int16)
+            torch.ge(bits[: len(part)], dropped - 32768, out=part)
+    return keep, 65536 / (65536 - dropped) if dropped < 65536 else 0.0
 
 
 def _upsample(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

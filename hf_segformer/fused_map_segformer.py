@@ -39,7 +39,7 @@ def fused_bands(tokens: Tensor, matrix: Tensor, coarse: Sequence[Tensor]) -> Ite
     step = min(max(_BAND_BYTES // (coarse[0].element_size() * width * channels), 1), height)
     axes = [_interpolation_matrix(stage.shape[1], height, stage) for stage in coarse]
     total, summand = coarse[0].new_empty((2, step, width, channels))
-    tall = coarse[0].new_empty((step, max(stage[0, 0].numel() for stage in coarse)))
+    tall = coarse[0].new_empty((step, max(stage.shape[2:].numel() for stage in coarse)))
     for image in range(batch):
         for top in range(0, height, step):
             band, rows = slice(top, min(top + step, height)), min(step, height - top)

@@ -114,11 +114,16 @@ def _has_amx() -> bool:
 def _knows(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN computes this as PyTorch does: x86, one precision for all, which the processor has."""
     dtype = values.dtype
-    if not _IS_X86 or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.enabled:
-        return False
-    if weight.dtype != dtype or (bias is not None and bias.dtype != dtype) or not values.numel():
-        return False
-    return _has_operators(dtype)
+    return (
+        values.device.type == "cpu"
+        and _IS_X86
+        and dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype == dtype
+        and (bias is None or bias.dtype == dtype)
+        and values.numel() > 0
+        and torch.backends.mkldnn.enabled
+        and _has_operators(dtype)
+    )
 
 
 def _has_operators(dtype: torch.dtype) -> bool:

@@ -15,9 +15,13 @@ from textbook_head import HEADS, LargestTensor, make, textbook
 
 @HEADS
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_equals_the_textbook_form(conv_width, training, tiny_config, randomize):
+@pytest.mark.parametrize(
+    "batch, size", [(2, (33, 27)), (1, (9, 7))], ids=["many tokens", "fewer tokens than channels"]
+)
+def test_equals_the_textbook_form(batch, size, conv_width, training, tiny_config, randomize):
     head = make(tiny_config, randomize, conv_width).double().train(training).decode_head
-    sizes = [(2, 8, 33, 27), (2, 16, 17, 14), (2, 24, 9, 7), (2, 32, 5, 4)]
+    halves = [[-(-side // (1 << stage)) for side in size] for stage in range(4)]
+    sizes = [(batch, channels, *half) for channels, half in zip((8, 16, 24, 32), halves, strict=True)]
     maps = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
     expected = textbook(head, maps, conv_width is not None)
     logits = head(maps)

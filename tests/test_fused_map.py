@@ -88,7 +88,7 @@ def test_dropout_drops_before_the_classifier(mode, tiny_config, randomize, monke
 def test_dropout_keeps_the_mean(p):
     shape = (2, 64, 64, 31)
     torch.manual_seed(0)
-    keep, scale = decode_head_segformer._dropout_mask(nn.Dropout(p), shape, torch.float32)
+    keep, scale = decode_head_segformer._dropout_mask(nn.Dropout(p), shape)
     assert keep.shape == (2, 64 * 64, 31) and keep.dtype == torch.bool
     assert scale == pytest.approx(1 / (1 - p), rel=1e-4)
     flat = keep.flatten().float()
@@ -98,17 +98,49 @@ def test_dropout_keeps_the_mean(p):
     pairs = (flat[:-1] * flat[1:]).mean()
     assert pairs == pytest.approx((1 - p) ** 2, abs=0.01)
     torch.manual_seed(0)
-    again, _ = decode_head_segformer._dropout_mask(nn.Dropout(p), shape, torch.float32)
+    again, _ = decode_head_segformer._dropout_mask(nn.Dropout(p), shape)
     assert torch.equal(keep, again)
 
 
 def test_dropout_at_its_ends():
     shape = (1, 4, 4, 3)
-    assert decode_head_segformer._dropout_mask(nn.Dropout(0.0), shape, torch.float32) == (None, 1.0)
-    assert decode_head_segformer._dropout_mask(nn.Dropout(0.3).eval(), shape, torch.float32) == (None, 1.0)
+    assert decode_head_segformer._dropout_mask(nn.Dropout(0.0), shape) == (None, 1.0)
+    assert decode_head_segformer._dropout_mask(nn.Dropout(0.3).eval(), shape) == (None, 1.0)
     for dropout in (nn.Dropout(1.0), nn.Dropout2d(1.0)):
-        keep, _ = decode_head_segformer._dropout_mask(dropout, shape, torch.float32)
+        keep, _ = decode_head_segformer._dropout_mask(dropout, shape)
         assert not keep.any()
+
+
+def test_dropout_of_any_size(monkeypatch):
+    monkeypatch.setattr(decode_head_segformer, "_RANDOM_NUMBERS", 3)
+    torch.manual_seed(0)
+    keep, _ = decode_head_segformer._dropout_mask(nn.Dropout(0.5), (1, 5, 7, 3))
+    assert keep.shape == (1, 35, 3) and 0.3 < keep.float().mean() < 0.7
+    rows = keep.flatten()[:96].view(8, 12)
+    assert len({tuple(row.tolist()) for row in rows}) == 8  # the numbers are drawn anew, not used again
+
+
+def test_function_transforms(tiny_config, randomize):
+    """`torch.func` sees the plain form."""
+    model = make(tiny_config, randomize).double().train()
+    parameters = dict(model.named_parameters())
+    pixel_values = torch.randn(2, 3, 32, 64, dtype=torch.float64)
+
+    def squares(parameters):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return torch.func.functional_call(model, {**parameters, **buffers}, (pixel_values,)).logits.square().sum()
+
+    transformed = torch.func.grad(squares)(parameters)
+    names = ["decode_head.classifier.weight", "decode_head.batch_norm.weight", "decode_head.linear_c.1.proj.weight"]
+    expected = torch.autograd.grad(squares(parameters), [parameters[name] for name in names])
+    for name, gradient in zip(names, expected, strict=True):
+        assert torch.allclose(transformed[name], gradient, rtol=1e-8, atol=1e-9)
+
+
+def test_a_single_point_is_refused_as_by_batch_norm(tiny_config, randomize):
+    head = make(tiny_config, randomize).train().decode_head
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        head([torch.randn(1, channels, 1, 1) for channels in (8, 16, 24, 32)])
 
 
 def test_no_map_of_the_whole_width_exists(tiny_config, randomize, monkeypatch):
