@@ -84,6 +84,7 @@ def _stages(network, processor, image: Image.Image, dtype: torch.dtype, args) ->
     whole = pipeline("image-segmentation", model=network, image_processor=processor, device=args.device)
     return {
         "preprocess": preprocess,
+        "preprocess a batch of 8": lambda: processor([image] * 8, return_tensors="pt")["pixel_values"],
         "forward": lambda: network(pixel_values),
         "label map": lambda: processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0],
         "end to end": lambda: processor.post_process_semantic_segmentation(network(preprocess()), target_sizes=size)[

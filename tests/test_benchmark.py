@@ -72,7 +72,7 @@ def test_everything_without_optional_packages(model, tmp_path, capsys, monkeypat
     for absent in ("ours, torch.compile", "mmsegmentation", "OpenVINO, exported from ours"):
         assert set(cells(text, absent)[1:]) == {"not measured"}
     assert "100.000 % of the pixels get the same label both ways" in text
-    for stage in ("preprocess", "forward", "label map", "end to end", "pipeline"):
+    for stage in ("preprocess", "preprocess a batch of 8", "forward", "label map", "end to end", "pipeline"):
         assert f"| tiny | {stage} |" in text
     assert "tiny on a picture, to 480x640" in text
     for picture in ("scaling_tiny.png", "label_maps.png"):
@@ -86,7 +86,7 @@ def test_everything_without_optional_packages(model, tmp_path, capsys, monkeypat
     }  # fmt: skip
     assert forward["giga_macs"]["ours"] < forward["giga_macs"]["transformers"]
     assert [record["shape"] for record in data["scaling"]] == [[1, 64, 96], [3, 64, 96], [1, 64, 64], [1, 96, 96]]
-    assert len(data["stages"]) == 5 and len(data["label maps"]) == 5 and data["training"][0]["batch_size"] == 2
+    assert len(data["stages"]) == 6 and len(data["label maps"]) == 5 and data["training"][0]["batch_size"] == 2
     assert [record["case"] for record in data["variations"]] == [
         "as above", "384x640", "batch 4", "after an optimizer step",
     ]  # fmt: skip
