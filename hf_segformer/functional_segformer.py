@@ -38,6 +38,8 @@ from .bilinear_segformer import (
 # Rows of cells whose labels are decided together on a CPU, and elements of the corners looked at in one step.
 _PRUNED_ROWS = 32
 _PRUNED_ELEMENTS = 1 << 19
+# An image with no more scores than this is labelled by the plain expression: 4 MiB cost less than many small calls.
+_FEW_SCORES = 1 << 20
 # Fewest elements for which PyTorch's elementwise operations on a CPU use several threads, less one.
 _SERIAL_PIXELS = (1 << 15) - 1
 
@@ -56,8 +58,8 @@ def upsample_argmax(
 
     On a CPU, a cell whose four points agree gets their label without a score being computed (bilinear interpolation is
     a convex combination); in other cells only classes that somewhere reach the best class's smallest corner compete;
-    where that would not pay, the rows are scored in bands. While compiling or exporting, the plain expression is
-    traced.
+    where that would not pay, the rows are scored in bands. Images of up to 2**20 scores take the plain expression,
+    which is also what is traced while compiling or exporting.
 
     Args:
         logits: (B, K, h, w) scores of any floating-point type and memory format.
@@ -82,8 +84,11 @@ def upsample_argmax(
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         labels = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
         rows = bilinear_axis(logits.shape[2], height, logits)
+        if on_cpu(logits) and logits.shape[1] * height * width <= _FEW_SCORES:
+            for image, labels_of_image in zip(logits.split(1), labels.split(1), strict=True):
+                labels_of_image.copy_(_label_plainly(image, (height, width)))
         # With fewer classes, scoring them all is as cheap as looking for candidates.
-        if on_cpu(logits) and logits.shape[1] >= 4:
+        elif on_cpu(logits) and logits.shape[1] >= 4:
             columns = bilinear_axis(logits.shape[3], width, logits)
             for image, slab in product(range(len(logits)), slabs(rows, _PRUNED_ROWS)):
                 part = slice(image, image + 1)
@@ -108,6 +113,14 @@ def plain_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor
     if scores.shape[1] == 1:
         return (scores[:, 0] > 0).long(), scores[:, 0].abs().sigmoid().float()
     return scores.argmax(1), scores.log_softmax(1).amax(1).exp().float()
+
+
+def _label_plainly(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels of images whose scores are so few that holding them does no harm."""
+    # Interpolation and argmax are several times faster where the classes are innermost.
+    scores = _finite(logits).contiguous(memory_format=torch.channels_last)
+    scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    return scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(1)
 
 
 def _label_bands(logits: Tensor, rows: BilinearAxis, labels: Tensor, cells: slice = slice(None)) -> None:

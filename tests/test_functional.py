@@ -82,6 +82,12 @@ def plain_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(scores[:, 0][valid], labels[valid].to(scores.dtype))
 
 
+@pytest.fixture(autouse=True)
+def no_plain_labels(monkeypatch):
+    """Small images, too, go the way of large ones, unless a test says otherwise."""
+    monkeypatch.setattr(functional_segformer, "_FEW_SCORES", 0)
+
+
 @pytest.fixture(params=["cpu", "device"])
 def code_path(request, monkeypatch):
     """Also run, on the CPU, the code that other devices get."""
@@ -131,6 +137,22 @@ def test_pruned_and_banded_labels_agree(shape, make, pruned, monkeypatch):
     classes, height, width, *size = shape
     logits = make(classes, height, width, seed=3)
     assert_labels_match(upsample_argmax(logits, tuple(size)), plain_scores(logits, tuple(size)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SIZES)
+def test_few_scores_are_labelled_plainly(shape, layout, monkeypatch):
+    classes, height, width, *size = shape
+    logits = noise_logits(classes, height, width, seed=5).contiguous(memory_format=layout)
+    logits[0, 0, 0, 0] = float("nan")
+    expected = upsample_argmax(logits, tuple(size))
+    monkeypatch.setattr(functional_segformer, "_FEW_SCORES", 1 << 20)
+    for name in ("_label_bands", "_label_slab"):
+        monkeypatch.setattr(functional_segformer, name, None)
+    labels = upsample_argmax(logits, tuple(size))
+    assert labels.dtype == torch.int64 and (labels == expected).float().mean() > 0.99
+    scores = plain_scores(torch.nan_to_num(logits, nan=-1e30), tuple(size))
+    assert_labels_match(labels[1:], scores[1:])
 
 
 def test_pruning_is_chosen_by_the_share_of_mixed_cells(monkeypatch):
