@@ -82,7 +82,8 @@ class SegformerEfficientSelfAttention(nn.Module):
         )
         # Only the eager form has attention weights to show.
         implementation = "eager" if output_attentions else self.config._attn_implementation
-        if implementation == "sdpa" and prefers_explicit_attention(hidden_states):
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if implementation == "sdpa" and dropout == 0 and prefers_explicit_attention(hidden_states):
             context = explicit_attention(query, key, value, self.head_dim**-0.5)
             return context.reshape(hidden_states.shape), None
         context, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)(
@@ -92,7 +93,7 @@ class SegformerEfficientSelfAttention(nn.Module):
             value,
             None,
             scaling=self.head_dim**-0.5,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            dropout=dropout,
         )  # (B, N, A, C/A)
         return context.reshape(hidden_states.shape), weights if output_attentions else None
 

@@ -126,3 +126,15 @@ def test_explicit_attention_only_where_the_default_was_left(tiny_config, randomi
         model.set_attn_implementation("sdpa")
         default = model(pixel_values.bfloat16()).logits
         assert len(calls) == sum(model.config.depths) or not onednn_segformer._knows(default, default, None)
+
+
+def test_attention_dropout_that_is_on_in_inference_stays_on(tiny_config, randomize, monkeypatch):
+    monkeypatch.setattr(onednn_segformer, "_has_amx", lambda: False)
+    model = randomize(SegformerForSemanticSegmentation(tiny_config(attention_probs_dropout_prob=0.5))).bfloat16()
+    attention = model.segformer.encoder.block[2][0].attention
+    tokens = torch.randn(1, 4, 4, 24).bfloat16()
+    with torch.inference_mode():
+        attention.eval()
+        assert torch.equal(attention(tokens)[0], attention(tokens)[0])
+        attention.train()
+        assert not torch.equal(attention(tokens)[0], attention(tokens)[0])
