@@ -214,7 +214,7 @@ def forward_row(
 
 def measure_training(networks: Networks, args: BenchmarkArguments, report: Report) -> None:
     """Table of the training steps: forward pass, loss at full size, backward pass, AdamW."""
-    sides = {"ours": networks.ours, "transformers": networks.theirs}
+    sides = {"ours": on(networks.ours, args), "transformers": on(networks.theirs, args)}
     seconds = alternate([Contender(name, training_step(side, args)) for name, side in sides.items()], args.pairs)
     report.data("training", {"network": networks.name, "batch_size": args.train_batch_size, "seconds": seconds})
     ours, theirs = seconds["ours"], seconds["transformers"]
@@ -225,8 +225,8 @@ def measure_training(networks: Networks, args: BenchmarkArguments, report: Repor
 
 
 def training_step(network: torch.nn.Module, args: BenchmarkArguments):
-    """Function that makes one step on random pixels and labels."""
-    network = on(network, args).float().train()
+    """Function that makes one step on random pixels and labels; it trains the network that is given."""
+    network.float().train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(0)
     shape = (args.train_batch_size, *args.image_size)
@@ -297,12 +297,11 @@ def measure_scaling(networks: Networks, args: BenchmarkArguments, report: Report
 def measure_variations(networks: Networks, variant: str, args: BenchmarkArguments, report: Report) -> None:
     """Table of the forward pass in other settings: what is fast only in the benchmark's own would show here."""
     with ExitStack() as stack:
-        other_classes = load_networks(variant, args.model, 19, stack) if args.model is None else networks
-        trained = after_a_step(networks, args, stack)
         size = args.image_size
         cases = {"as above": (networks, 1, size), "384x640": (networks, 1, (384, 640)), "batch 4": (networks, 4, size)}
-        cases |= {"19 classes": (other_classes, 1, size)} if args.model is None else {}
-        cases["after an optimizer step"] = (trained, 1, size)
+        if args.model is None:
+            cases["19 classes"] = (load_networks(variant, None, 19, stack), 1, size)
+        cases["after an optimizer step"] = (after_a_step(networks, args, stack), 1, size)
         rows, first = [], None
         for title, (pair, count, sides) in cases.items():
             seconds = alternating_forward(pair, (count, 3, *sides), args)
@@ -321,8 +320,8 @@ def measure_variations(networks: Networks, variant: str, args: BenchmarkArgument
 def after_a_step(networks: Networks, args: BenchmarkArguments, stack: ExitStack) -> Networks:
     """Both networks with the weights that ours has after a training step."""
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    network = copy.deepcopy(networks.ours).to(args.device)
     small = dataclasses.replace(args, size="128", dtype="float32", train_batch_size=2)
+    network = on(networks.ours, small)
     training_step(network, small)()
     network.eval().save_pretrained(folder)
     return reload(networks.name, folder)

@@ -94,6 +94,21 @@ def test_everything_without_optional_packages(model, tmp_path, capsys, monkeypat
     assert set(evaluation["seconds"]["ours"]) == {"read", "preprocess", "forward", "label map", "metric"}
 
 
+def test_the_optimizer_step_is_made(model):
+    arguments = benchmark.BenchmarkArguments(model=model, size="64x96")
+    with ExitStack() as stack:
+        before = benchmark_networks.load_networks("", model, 11, stack)
+        after = benchmark.after_a_step(before, arguments, stack)
+        changed = [
+            not torch.equal(old, new)
+            for old, new in zip(before.ours.parameters(), after.ours.parameters(), strict=True)
+        ]
+        assert sum(changed) > 0.9 * len(changed) and not after.ours.training
+        pixel_values = torch.randn(1, 3, 64, 96)
+        with torch.inference_mode():
+            assert torch.allclose(after.ours(pixel_values).logits, after.theirs(pixel_values).logits, atol=1e-4)
+
+
 def test_half_precision_is_compared_with_both_precisions(model, capsys):
     benchmark.main(arguments(model, "--dtype", "bfloat16"))
     text = capsys.readouterr().out
