@@ -98,7 +98,7 @@ def widen(points: Tensor, width: int, layout: torch.memory_format = torch.contig
     """Interpolate along the columns only: (B, K, n, w) to (B, K, n, W)."""
     if on_cpu(points):
         # The channels-last kernel is several times faster than the contiguous one, even with the copies around it.
-        rows = _rows_as_images(points.contiguous(memory_format=torch.channels_last))
+        rows = rows_as_images(points.permute(0, 2, 3, 1).contiguous().flatten(0, 1))
         wide = F.interpolate(rows, size=(1, width), mode="bilinear", align_corners=False)
         wide = wide.permute(0, 2, 3, 1).view(len(points), points.shape[2], width, -1).permute(0, 3, 1, 2)
     else:
@@ -121,16 +121,15 @@ def widen_backward(gradient: Tensor, columns: BilinearAxis) -> Tensor:
     if gradient.is_contiguous():
         matrix = gradient.view(classes, -1).t().contiguous()
         gradient = matrix.view(1, height, width, classes).permute(0, 3, 1, 2)
-    rows = _rows_as_images(gradient.contiguous(memory_format=torch.channels_last))
+    rows = rows_as_images(gradient.permute(0, 2, 3, 1).contiguous().flatten(0, 1))
     sizes = [1, width], [batch * height, classes, 1, points[3]]
     narrow = torch.ops.aten.upsample_bilinear2d_backward(rows, *sizes, False, None, None)
     return narrow.permute(0, 2, 3, 1).reshape(batch, height, -1, classes).permute(0, 3, 1, 2)
 
 
-def _rows_as_images(feature_map: Tensor) -> Tensor:
-    """Channels-last (B, K, n, w) as (B*n, K, 1, w): the CPU's kernels share images among threads, not rows."""
-    batch, channels, height, width = feature_map.shape
-    return feature_map.permute(0, 2, 3, 1).view(batch * height, 1, width, channels).permute(0, 3, 1, 2)
+def rows_as_images(rows: Tensor) -> Tensor:
+    """Rows of points (n, w, K) as (n, K, 1, w): the CPU's kernels share images among threads, not rows."""
+    return rows[:, None].permute(0, 3, 1, 2)
 
 
 def bands(wide: Tensor, rows: BilinearAxis, slab: Slab) -> Iterator[tuple[slice, Tensor]]:

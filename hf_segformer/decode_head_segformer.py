@@ -111,14 +111,10 @@ class SegformerDecodeHead(nn.Module):
         """Normalised sum over stages, (B, E, H_1, W_1)."""
         fold_norm = self._folds_norm()
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm)
-        dtype = inputs[0].dtype
-        # Constants pass through upsampling unchanged, so those of all stages enter once, where the map is smallest.
-        summands = [F.linear(tokens, matrix.to(dtype)) for tokens, matrix in zip(inputs[:-1], matrices, strict=False)]
-        summands.append(F.linear(inputs[-1], matrices[-1].to(dtype), bias.to(dtype)))
-        size = summands[0].shape[1:3]
+        size = inputs[0].shape[1:3]
         # Coarsest first: what upsampling returns may be added to in place. If that were done to the view that a linear
         # layer returns, autograd would copy the whole map for each summand.
-        *others, coarsest = summands
+        *others, coarsest = _summands(inputs, matrices, bias)
         total, is_view = _upsample(coarsest, size), coarsest.shape[1:3] == size
         for summand in reversed(others):
             upsampled = _upsample(summand, size)
@@ -131,9 +127,15 @@ class SegformerDecodeHead(nn.Module):
         return (
             may_stream(feature_map)
             and not self.dropout.training
-            and len(self.linear_c) > 1
-            and is_plain_pointwise(self.linear_fuse)
             and self._folds_norm()
+            and self._is_plain_around_norm()
+        )
+
+    def _is_plain_around_norm(self) -> bool:
+        """Whether nobody watches or replaced what comes before and after BatchNorm, and there is something to sum."""
+        return (
+            len(self.linear_c) > 1
+            and is_plain_pointwise(self.linear_fuse)
             and is_untouched(self.activation, nn.ReLU)
             and (is_untouched(self.dropout, nn.Dropout) or is_untouched(self.dropout, nn.Dropout2d))
             and is_plain_pointwise(self.classifier)
@@ -144,7 +146,9 @@ class SegformerDecodeHead(nn.Module):
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=True)
         dtype = inputs[0].dtype
         # Half precision would lose digits with every summand.
-        coarse = [stage.to(torch.promote_types(dtype, torch.float32)) for stage in _coarse(inputs, matrices, bias)]
+        coarse = [
+            stage.to(torch.promote_types(dtype, torch.float32)) for stage in _summands(inputs[1:], matrices[1:], bias)
+        ]
         weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
         return classify(inputs[0], matrices[0].to(dtype), coarse, weight, bias).permute(0, 3, 1, 2)
 
@@ -158,25 +162,22 @@ class SegformerDecodeHead(nn.Module):
             and not must_trace(feature_map)
             and dtype in (torch.float32, torch.float64)
             and feature_map.shape[:3].numel() > 1  # BatchNorm says what is wrong with a single point
-            and len(self.linear_c) > 1
-            and is_plain_pointwise(self.linear_fuse)
             and is_plain(norm, nn.BatchNorm2d)
             and (norm.training and norm.track_running_stats and norm.momentum is not None)
-            and is_untouched(self.activation, nn.ReLU)
-            and (is_untouched(self.dropout, nn.Dropout) or is_untouched(self.dropout, nn.Dropout2d))
-            and is_plain_pointwise(self.classifier)
+            and self._is_plain_around_norm()
             and all(parameter.dtype == dtype for parameter in (norm.weight, norm.bias, self.classifier.weight))
         )
 
     def _train_in_bands(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """Logits and, in the backward pass, gradients, without a whole fused map."""
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm=False)
-        tokens, norm, (weight, bias_) = inputs[0], self.batch_norm, (self.classifier.weight, self.classifier.bias)
+        tokens, norm, classifier = inputs[0], self.batch_norm, self.classifier
         matrix = matrices[0].to(tokens.dtype)
         keep, scale = _dropout_mask(self.dropout, (*tokens.shape[:3], len(matrix)))
-        arguments = (norm.weight, norm.bias, norm.eps, keep, scale, weight.flatten(1), bias_)
-        coarse = _coarse(inputs, matrices, bias)
-        logits, mean, variance = NormalizeAndClassify.apply(tokens, matrix, *arguments, *coarse)
+        logits, mean, variance = NormalizeAndClassify.apply(
+            *(tokens, matrix, norm.weight, norm.bias, norm.eps, keep, scale),
+            *(classifier.weight.flatten(1), classifier.bias, *_summands(inputs[1:], matrices[1:], bias)),
+        )
         with torch.no_grad():
             points = tokens.shape[:3].numel()
             norm.running_mean.lerp_(mean, norm.momentum)
@@ -234,17 +235,17 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
-def _coarse(
+def _summands(
     inputs: Sequence[torch.Tensor], matrices: Sequence[torch.Tensor], bias: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Summands (B, H_s, W_s, E) of the stages but the first.
+    """What each of the given stages adds to the fused map, (B, H_s, W_s, E).
 
     The bias enters once, where the map is smallest: upsampling leaves constants as they are.
     """
     dtype, last = inputs[0].dtype, len(inputs) - 1
     return [
-        matrix_product(inputs[stage], matrices[stage].to(dtype), bias.to(dtype) if stage == last else None)
-        for stage in range(1, last + 1)
+        matrix_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == last else None)
+        for stage, (tokens, matrix) in enumerate(zip(inputs, matrices, strict=True))
     ]
 
 
@@ -261,12 +262,13 @@ def _dropout_mask(dropout: nn.Module, shape: Sequence[int]) -> tuple[torch.Tenso
         return torch.rand(batch, 1, channels) >= dropout.p, 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
     dropped = round(dropout.p * 65536)
     keep = torch.zeros(batch, height * width, channels, dtype=torch.bool)
-    if dropped < 65536:
-        numbers = torch.empty(min(-(-keep.numel() // 4), _RANDOM_NUMBERS), dtype=torch.int64)
-        for part in keep.view(-1).split(4 * len(numbers)):
-            bits = numbers.random_(-(1 << 63), None).view(torch.int16)
-            torch.ge(bits[: len(part)], dropped - 32768, out=part)
-    return keep, 65536 / (65536 - dropped) if dropped < 65536 else 0.0
+    if dropped == 65536:
+        return keep, 0.0
+    numbers = torch.empty(min(-(-keep.numel() // 4), _RANDOM_NUMBERS), dtype=torch.int64)
+    for part in keep.view(-1).split(4 * len(numbers)):
+        bits = numbers.random_(-(1 << 63), None).view(torch.int16)
+        torch.ge(bits[: len(part)], dropped - 32768, out=part)
+    return keep, 65536 / (65536 - dropped)
 
 
 def _upsample(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

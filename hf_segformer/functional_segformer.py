@@ -83,19 +83,15 @@ def upsample_argmax(
         return (labels, confidence) if return_confidence else labels
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         labels = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
-        rows = bilinear_axis(logits.shape[2], height, logits)
-        if on_cpu(logits) and logits.shape[1] * height * width <= _FEW_SCORES:
+        has_few_scores = on_cpu(logits) and logits.shape[1] * height * width <= _FEW_SCORES
+        if has_few_scores:
             for image, labels_of_image in zip(logits.split(1), labels.split(1), strict=True):
                 labels_of_image.copy_(_label_plainly(image, (height, width)))
-        # With fewer classes, scoring them all is as cheap as looking for candidates.
-        elif on_cpu(logits) and logits.shape[1] >= 4:
-            columns = bilinear_axis(logits.shape[3], width, logits)
-            for image, slab in product(range(len(logits)), slabs(rows, _PRUNED_ROWS)):
-                part = slice(image, image + 1)
-                if not _label_slab(logits[part], rows, columns, slab, labels[image]):
-                    _label_bands(logits[part], rows, labels[part], slab.cells)
-        else:
-            _label_bands(logits, rows, labels)
+            if not return_confidence:
+                return labels
+        rows = bilinear_axis(logits.shape[2], height, logits)
+        if not has_few_scores:
+            _label_in_slabs(logits, rows, labels)
         return (labels, _confidence(logits, rows, labels)) if return_confidence else labels
 
 
@@ -113,6 +109,19 @@ def plain_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor
     if scores.shape[1] == 1:
         return (scores[:, 0] > 0).long(), scores[:, 0].abs().sigmoid().float()
     return scores.argmax(1), scores.log_softmax(1).amax(1).exp().float()
+
+
+def _label_in_slabs(logits: Tensor, rows: BilinearAxis, labels: Tensor) -> None:
+    """Fill the labels (B, H, W): where it pays by looking for candidates, elsewhere by scoring every class."""
+    # With fewer classes, scoring them all is as cheap as looking for candidates.
+    if not on_cpu(logits) or logits.shape[1] < 4:
+        _label_bands(logits, rows, labels)
+        return
+    columns = bilinear_axis(logits.shape[3], labels.shape[2], logits)
+    for image, slab in product(range(len(logits)), slabs(rows, _PRUNED_ROWS)):
+        part = slice(image, image + 1)
+        if not _label_slab(logits[part], rows, columns, slab, labels[image]):
+            _label_bands(logits[part], rows, labels[part], slab.cells)
 
 
 def _label_plainly(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .bilinear_segformer import rows_as_images
 from .onednn_segformer import matrix_product
 
 # Bytes of a band: two of them should stay in the caches.
@@ -108,15 +109,15 @@ class NormalizeAndClassify(torch.autograd.Function):
             grad_norm_bias += _column_sums(flowing)
             grad_norm_weight += _column_sums(normalized.mul_(flowing))
         factor = norm_weight * rstd
+        axes = [_interpolation_matrix(stage.shape[1], tokens.shape[1], stage) for stage in coarse]
         for image, band, normalized, _, flowing, _ in _band_gradients(ctx, gradient):
             flowing -= torch.addcmul(grad_norm_bias / points, normalized, grad_norm_weight / points, out=normalized)
             flowing *= factor
             part = tokens[image, band].flatten(0, 1)
             grad_matrix.addmm_(flowing.t(), part)
             grad_tokens[image, band] = (flowing @ matrix).view_as(tokens[image, band])
-            for stage, result in zip(coarse, grad_coarse, strict=True):
-                axis = _interpolation_matrix(stage.shape[1], tokens.shape[1], stage)[band]
-                _upsample_rows_backward(flowing, axis, result[image])
+            for axis, result in zip(axes, grad_coarse, strict=True):
+                _upsample_rows_backward(flowing, axis[band], result[image])
         grad_bias = gradient.sum((0, 1, 2)) if ctx.needs_input_grad[8] else None
         given = (grad_tokens, grad_matrix, grad_norm_weight, grad_norm_bias, None, None, None, grad_weight, grad_bias)
         return (*given, *grad_coarse)
@@ -175,11 +176,6 @@ def _used(axis: Tensor) -> slice:
     return slice(int(used[0]), int(used[-1]) + 1)
 
 
-def _as_images(rows: Tensor, channels: int) -> Tensor:
-    """Rows of a map as images of one row each, (R, E, 1, w): the kernels share images among threads, not rows."""
-    return rows.view(len(rows), 1, -1, channels).permute(0, 3, 1, 2)
-
-
 def _upsample_rows(stage: Tensor, axis: Tensor, tall: Tensor, out: Tensor) -> None:
     """Bilinear upsampling of a map to some rows: along the columns by a matrix product, then along the rows.
 
@@ -190,17 +186,17 @@ def _upsample_rows(stage: Tensor, axis: Tensor, tall: Tensor, out: Tensor) -> No
         out: Takes the result (R, W, E).
     """
     rows, width, channels = out.shape
-    tall = tall.view(-1)[: rows * stage[0].numel()].view(rows, -1)
+    tall = tall.view(-1)[: rows * stage[0].numel()].view(rows, -1, channels)
     used = _used(axis)
-    torch.mm(axis[:, used], stage[used].flatten(1), out=tall)
+    torch.mm(axis[:, used], stage[used].flatten(1), out=tall.flatten(1))
     sizes = [1, width], False, None, None
-    torch.ops.aten.upsample_bilinear2d.out(_as_images(tall, channels), *sizes, out=_as_images(out, channels))
+    torch.ops.aten.upsample_bilinear2d.out(rows_as_images(tall), *sizes, out=rows_as_images(out))
 
 
 def _upsample_rows_backward(gradient: Tensor, axis: Tensor, result: Tensor) -> None:
     """Transpose of `_upsample_rows`: add what a band's gradient (n, E) gives to that of the stage (h, w, E)."""
     rows, (_, columns, channels) = len(axis), result.shape
-    images = _as_images(gradient.view(rows, -1), channels)
+    images = rows_as_images(gradient.view(rows, -1, channels))
     sizes = [1, images.shape[3]], [rows, channels, 1, columns]
     narrow = torch.ops.aten.upsample_bilinear2d_backward(images, *sizes, False, None, None)
     used = _used(axis)

@@ -34,21 +34,23 @@ def linear(module: nn.Module, values: Tensor) -> Tensor:
         module: A Linear, or what stands in its place.
         values: (..., C_in) of the module's precision.
     """
-    if may_stream(values) and is_plain(module, nn.Linear):
-        return matrix_product(values, module.weight, module.bias)
+    if is_plain(module, nn.Linear) and _knows(values, module.weight, module.bias):
+        return _product(values, module.weight, module.bias)
     return module(values)
 
 
 def matrix_product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, through oneDNN where it can and no gradient is recorded.
+    """`F.linear`, through oneDNN in inference on a CPU.
 
     Args:
         values: (..., C_in).
         weight: (C_out, C_in).
         bias: (C_out,) or None.
     """
-    if torch.is_grad_enabled() or not _knows(values, weight, bias):
-        return F.linear(values, weight, bias)
+    return (_product if _knows(values, weight, bias) else F.linear)(values, weight, bias)
+
+
+def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Strided operands would be computed by a reference implementation a thousand times slower.
     return torch.ops.mkldnn._linear_pointwise(values.contiguous(), weight.contiguous(), bias, "none", [], "")
 
@@ -77,7 +79,7 @@ def prefers_explicit_attention(values: Tensor) -> bool:
     Args:
         values: Input of the attention layer.
     """
-    return values.dtype == torch.bfloat16 and may_stream(values) and _knows(values, values, None) and not _has_amx()
+    return values.dtype == torch.bfloat16 and _knows(values, values, None) and not _has_amx()
 
 
 def explicit_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -112,10 +114,10 @@ def _has_amx() -> bool:
 
 
 def _knows(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN computes this as PyTorch does: x86, one precision for all, which the processor has."""
+    """Whether oneDNN may compute this: inference on x86, one precision for all, which the processor has."""
     dtype = values.dtype
     return (
-        values.device.type == "cpu"
+        may_stream(values)
         and _IS_X86
         and dtype in (torch.float32, torch.bfloat16)
         and weight.dtype == dtype

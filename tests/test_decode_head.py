@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from hf_segformer import SegformerForSemanticSegmentation
 from hf_segformer.plain_segformer import is_plain
+from largest_tensor import LargestTensor
 from oracles import run_oracle
-from textbook_head import HEADS, LargestTensor, make, textbook
+from textbook_head import HEADS, make, textbook
 
 
 @HEADS

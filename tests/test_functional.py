@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from hf_segformer import bilinear_segformer, functional_segformer
@@ -17,6 +16,7 @@ from hf_segformer.functional_segformer import (
     upsample_cross_entropy,
     upsample_cross_entropy_sum,
 )
+from largest_tensor import LargestTensor
 
 # (classes, height, width, label height, label width): non-multiple, odd, integer ratio, identity, smaller, one axis
 # larger and one smaller, several slabs, a single point.
@@ -95,19 +95,6 @@ def code_path(request, monkeypatch):
         for module in (bilinear_segformer, functional_segformer):
             monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
     return request.param
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements any operation's result has."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 # ---------------------------------------------------------------------------------------------------------- label maps
@@ -242,7 +229,7 @@ def test_argmax_never_holds_the_scores(make, code_path):
     logits = make(30, 64, 64, batch=1)
     with LargestTensor() as largest:
         upsample_argmax(logits, (256, 256), return_confidence=True)
-    assert largest.elements < 30 * 256 * 256 / 10
+    assert largest.numel < 30 * 256 * 256 / 10
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -405,7 +392,7 @@ def test_loss_never_holds_the_scores(classes, code_path):
         upsample_cross_entropy(logits, labels).backward()
     assert logits.grad is not None
     # Class by class a label map is as large as the scores of one class.
-    assert largest.elements < max(classes / 10, 1.01) * 256 * 256
+    assert largest.numel < max(classes / 10, 1.01) * 256 * 256
 
 
 @pytest.mark.parametrize("classes", [1, 5])

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_segformer import SegformerForSemanticSegmentation, decode_head_segformer, fused_map_segformer
-from textbook_head import HEADS, LargestTensor, make, textbook
+from largest_tensor import LargestTensor
+from textbook_head import HEADS, make, textbook
 
 SIZES = [(2, 8, 33, 27), (2, 16, 17, 14), (2, 24, 9, 7), (2, 32, 5, 4)]
 TRAINING = decode_head_segformer.SegformerDecodeHead

@@ -1,11 +1,10 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The decode head in its textbook form, and how large the tensors of a computation get."""
+"""The decode head in its textbook form."""
 
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segformer import SegformerForSemanticSegmentation
 
@@ -38,16 +37,3 @@ def normalise(norm, x):
         mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
     scale = norm.weight * (variance + norm.eps).rsqrt()
     return (x - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor any operation returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
