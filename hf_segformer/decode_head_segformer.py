@@ -17,7 +17,7 @@ from .bilinear_segformer import must_trace
 from .configuration_segformer import SegformerConfig
 from .fused_map_segformer import NormalizeAndClassify, classify
 from .onednn_segformer import linear, matrix_product
-from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream
+from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream, may_train_in_pieces
 
 # 64-bit random numbers that dropout draws at a time.
 _RANDOM_NUMBERS = 1 << 19
@@ -156,10 +156,7 @@ class SegformerDecodeHead(nn.Module):
         """Whether the widest part of a training step on a CPU may be computed in bands, forwards and backwards."""
         norm, dtype = self.batch_norm, feature_map.dtype
         return (
-            feature_map.device.type == "cpu"
-            and torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not must_trace(feature_map)
+            may_train_in_pieces(feature_map)
             and dtype in (torch.float32, torch.float64)
             and feature_map.shape[:3].numel() > 1  # BatchNorm says what is wrong with a single point
             and is_plain(norm, nn.BatchNorm2d)

@@ -15,8 +15,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_segformer import SegformerConfig
-from .onednn_segformer import depthwise_gelu, explicit_attention, linear, prefers_explicit_attention
-from .plain_segformer import is_plain, is_untouched, may_stream
+from .mix_ffn_segformer import MixFeedForward
+from .onednn_segformer import (
+    depthwise_gelu,
+    explicit_attention,
+    is_exact_gelu,
+    linear,
+    prefers_explicit_attention,
+)
+from .plain_segformer import is_plain, is_untouched, may_stream, may_train_in_pieces
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
 _BAND_BYTES = 4 << 20
@@ -149,16 +156,36 @@ class SegformerMixFFN(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self._may_cut_rows(hidden_states):
             return self._forward_in_bands(hidden_states)
+        if self._may_train_in_chunks(hidden_states):
+            return MixFeedForward.apply(hidden_states, *self._parameters_in_order())
         hidden_states = self.dwconv(self.dense1(hidden_states))
         hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
         return self.dropout(self.dense2(hidden_states))
 
     def _may_cut_rows(self, hidden_states: torch.Tensor) -> bool:
         """Whether the modules do to a band of rows what they do to the whole map, and nobody watches them."""
+        return may_stream(hidden_states) and not self.dropout.training and self._is_plain()
+
+    def _may_train_in_chunks(self, hidden_states: torch.Tensor) -> bool:
+        """Whether a training step on a CPU may compute some images at a time, forwards and backwards."""
         return (
-            may_stream(hidden_states)
-            and not self.dropout.training
-            and is_plain(self.dense1, nn.Linear)
+            may_train_in_pieces(hidden_states)
+            and hidden_states.dtype == torch.float32
+            and hidden_states.numel() > 0
+            and not (self.dropout.training and self.dropout.p > 0)
+            and self._is_plain()
+            and is_exact_gelu(self.intermediate_act_fn)
+            and all(p is not None and p.dtype == torch.float32 for p in self._parameters_in_order())
+        )
+
+    def _parameters_in_order(self) -> list[torch.Tensor | None]:
+        layers = self.dense1, self.dwconv.dwconv, self.dense2
+        return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+
+    def _is_plain(self) -> bool:
+        """Whether nobody watches or replaced the modules."""
+        return (
+            is_plain(self.dense1, nn.Linear)
             and is_untouched(self.dwconv, SegformerDWConv)
             and self._is_plain_depthwise(self.dwconv.dwconv)
             and is_untouched(self.intermediate_act_fn, type(self.intermediate_act_fn))

@@ -98,19 +98,20 @@ class NormalizeAndClassify(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, *_):
-        tokens, matrix, norm_weight, _, _, rstd, _, weight, *coarse = ctx.saved_tensors
+        saved = ctx.saved_tensors  # to be asked for once only: gradient checkpointing computes them at that moment
+        tokens, matrix, norm_weight, _, _, rstd, _, weight, *coarse = saved
         points = tokens.shape[:3].numel()
         grad_weight, grad_matrix, grad_tokens = map(torch.zeros_like, (weight, matrix, tokens))
         grad_coarse = [torch.zeros_like(stage) for stage in coarse]
         # First what BatchNorm's gradient needs from all points: its own parameters' gradients.
         grad_norm_weight, grad_norm_bias = torch.zeros_like(norm_weight), torch.zeros_like(norm_weight)
-        for _, _, normalized, behind, flowing, wanted in _band_gradients(ctx, gradient):
+        for _, _, normalized, behind, flowing, wanted in _band_gradients(saved, ctx.scale, gradient):
             grad_weight.addmm_(wanted.t(), behind)
             grad_norm_bias += _column_sums(flowing)
             grad_norm_weight += _column_sums(normalized.mul_(flowing))
         factor = norm_weight * rstd
         axes = [_interpolation_matrix(stage.shape[1], tokens.shape[1], stage) for stage in coarse]
-        for image, band, normalized, _, flowing, _ in _band_gradients(ctx, gradient):
+        for image, band, normalized, _, flowing, _ in _band_gradients(saved, ctx.scale, gradient):
             flowing -= torch.addcmul(grad_norm_bias / points, normalized, grad_norm_weight / points, out=normalized)
             flowing *= factor
             part = tokens[image, band].flatten(0, 1)
@@ -123,18 +124,18 @@ class NormalizeAndClassify(torch.autograd.Function):
         return (*given, *grad_coarse)
 
 
-def _band_gradients(ctx, gradient: Tensor):
+def _band_gradients(saved: Sequence[Tensor], scale: float, gradient: Tensor):
     """Bands: image, rows, normalised map, what the classifier saw, gradient before ReLU, gradient of the logits."""
-    tokens, matrix, norm_weight, norm_bias, mean, rstd, keep, weight, *coarse = ctx.saved_tensors
+    tokens, matrix, norm_weight, norm_bias, mean, rstd, keep, weight, *coarse = saved
     transposed = weight.t().contiguous()
     for image, band, fused in fused_bands(tokens, matrix, coarse):
         normalized = fused.sub_(mean).mul_(rstd)
         behind = torch.addcmul(norm_bias, normalized, norm_weight).relu_()
         wanted = gradient[image, band].flatten(0, 1)
         flowing = matrix_product(wanted, transposed)
-        flowing *= behind > 0
+        torch.ops.aten.threshold_backward.grad_input(flowing, behind, 0, grad_input=flowing)
         for values in (flowing, behind):
-            _drop(values, keep, ctx.scale, image, band, tokens.shape[2])
+            _drop(values, keep, scale, image, band, tokens.shape[2])
         yield image, band, normalized, behind, flowing, wanted
 
 
@@ -159,8 +160,10 @@ def _column_sums(values: Tensor) -> Tensor:
 def _drop(values: Tensor, keep: Tensor | None, scale: float, image: int, band: slice, width: int) -> None:
     if keep is None:
         return
-    whole = keep.shape[1] == 1
-    values *= keep[image] if whole else keep[image, band.start * width : band.stop * width]
+    if keep.shape[1] > 1:
+        # As small integers: multiplying by truth values takes four times longer.
+        keep = keep[:, band.start * width : band.stop * width].view(torch.int8)
+    values *= keep[image]
     values *= scale
 
 

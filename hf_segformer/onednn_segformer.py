@@ -64,11 +64,15 @@ def depthwise_gelu(convolution: nn.Conv2d, activation: Callable[[Tensor], Tensor
         feature_map: (B, C, H, W), channels-last in memory, without gradients.
     """
     weight, bias = convolution.weight, convolution.bias
-    is_gelu = type(activation) is GELUActivation and activation.act is F.gelu
-    if not is_gelu or not _knows(feature_map, weight, bias):
+    if not is_exact_gelu(activation) or not _knows(feature_map, weight, bias):
         return activation(convolution(feature_map))
     shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
     return torch.ops.mkldnn._convolution_pointwise(feature_map, weight, bias, *shape, "gelu", [], "none")
+
+
+def is_exact_gelu(activation: Callable[[Tensor], Tensor]) -> bool:
+    """Whether an activation is GELU by the error function, as every published SegFormer has it."""
+    return type(activation) is GELUActivation and activation.act is F.gelu
 
 
 def prefers_explicit_attention(values: Tensor) -> bool:

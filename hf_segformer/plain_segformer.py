@@ -54,9 +54,19 @@ def may_stream(values: torch.Tensor) -> bool:
     Args:
         values: Input of the computation.
     """
-    return (
-        values.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not must_trace(values)
-    )
+    return not torch.is_grad_enabled() and _is_eager_on_cpu(values)
+
+
+def may_train_in_pieces(values: torch.Tensor) -> bool:
+    """Whether a computation on `values` and its backward pass may run piece by piece, to spare a CPU's memory.
+
+    Not while compiling or exporting, under `torch.func`, under autocast, or on other devices.
+
+    Args:
+        values: Input of the computation.
+    """
+    return torch.is_grad_enabled() and _is_eager_on_cpu(values)
+
+
+def _is_eager_on_cpu(values: torch.Tensor) -> bool:
+    return values.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not must_trace(values)
