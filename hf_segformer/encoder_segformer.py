@@ -26,7 +26,7 @@ from .onednn_segformer import (
 from .plain_segformer import is_plain, is_untouched, may_stream, may_train_in_pieces
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
-_BAND_BYTES = 4 << 20
+_BAND_BYTES = 8 << 20
 
 
 class SegformerOverlapPatchEmbeddings(nn.Module):
