@@ -194,6 +194,20 @@ def test_argmax_of_other_dtypes_is_that_of_their_values(dtype):
     torch.testing.assert_close(confidence, scores.softmax(1).amax(1).float(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 74.0, 149.9, 150.1, 1e4])
+@pytest.mark.parametrize("offset", [0.0, -3.0])
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_confidence_at_any_spread_of_the_scores(classes, offset, spread):
+    """Powers of two are added up where that cannot overflow, and the softmax is taken elsewhere."""
+    logits = noise_logits(classes, 9, 7)
+    smallest, largest = logits.aminmax()
+    logits = ((logits - smallest) / (largest - smallest) + offset) * spread
+    labels, confidence = upsample_argmax(logits, (300, 301), return_confidence=True)
+    expected = plain_scores(logits.double(), (300, 301)).softmax(1).gather(1, labels[:, None])[:, 0]
+    # An interpolated score is known to a few units in the last place of the largest.
+    torch.testing.assert_close(confidence.double(), expected, rtol=0, atol=max(1e-6 * spread * 4, 1e-6))
+
+
 @pytest.mark.parametrize("make", [smooth_logits, noise_logits])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite(value, make, code_path):
