@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .bilinear_segformer import must_trace
 from .configuration_segformer import SegformerConfig
 from .fused_map_segformer import NormalizeAndClassify, classify
+from .kernel_choice_segformer import choose
 from .onednn_segformer import linear, matrix_product
 from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream, may_train_in_pieces
 
@@ -92,12 +93,13 @@ class SegformerDecodeHead(nn.Module):
         if is_plain_pointwise(self.linear_fuse):
             fused = self._fuse_composed(feature_maps)
         else:
-            fused = self._fuse_concatenated(feature_maps)
-        if is_untouched(self.batch_norm, nn.BatchNorm2d) and is_untouched(self.activation, nn.ReLU):
-            fused = fused.relu_()  # nothing else sees the fused map, and no gradient needs it as it was
-        else:
-            fused = self.activation(fused)
+            fused = self._activate(self._fuse_concatenated(feature_maps))
         return self.classifier(self.dropout(fused))
+
+    def _activate(self, fused: torch.Tensor) -> torch.Tensor:
+        if is_untouched(self.batch_norm, nn.BatchNorm2d) and is_untouched(self.activation, nn.ReLU):
+            return fused.relu_()  # nothing else sees the fused map, and no gradient needs it as it was
+        return self.activation(fused)
 
     def _fuse_concatenated(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """The textbook form, for a fusing layer that must be called."""
@@ -108,19 +110,24 @@ class SegformerDecodeHead(nn.Module):
         return self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
 
     def _fuse_composed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
-        """Normalised sum over stages, (B, E, H_1, W_1)."""
+        """Activated sum over stages, (B, E, H_1, W_1)."""
         fold_norm = self._folds_norm()
         inputs, matrices, bias = self._inputs_and_matrices(feature_maps, fold_norm)
-        size = inputs[0].shape[1:3]
-        # Coarsest first: what upsampling returns may be added to in place. If that were done to the view that a linear
-        # layer returns, autograd would copy the whole map for each summand.
-        *others, coarsest = _summands(inputs, matrices, bias)
-        total, is_view = _upsample(coarsest, size), coarsest.shape[1:3] == size
-        for summand in reversed(others):
-            upsampled = _upsample(summand, size)
-            total = total + upsampled if is_view else total.add_(upsampled)
-            is_view = False
-        return total if fold_norm else self.batch_norm(total)
+        summands = _summands(inputs, matrices, bias)
+        if not fold_norm:
+            return self._activate(self.batch_norm(_upsample_and_add(*summands)))
+        if self._may_use_kernel(summands):
+            return choose("upsample_add_relu", _upsample_add_relu, *summands)
+        return self._activate(_upsample_and_add(*summands))
+
+    def _may_use_kernel(self, summands: list[torch.Tensor]) -> bool:
+        """Whether the folded sum and its activation may be computed together on a GPU."""
+        return (
+            summands[0].is_cuda
+            and not torch.is_grad_enabled()
+            and is_untouched(self.activation, nn.ReLU)
+            and 2 <= len(summands) <= 4
+        )
 
     def _may_cut_rows(self, feature_map: torch.Tensor) -> bool:
         """Whether nothing needs the whole fused map at once: no gradient, no dropout, every module plain."""
@@ -266,6 +273,24 @@ def _dropout_mask(dropout: nn.Module, shape: Sequence[int]) -> tuple[torch.Tenso
         bits = numbers.random_(-(1 << 63), None).view(torch.int16)
         torch.ge(bits[: len(part)], dropped - 32768, out=part)
     return keep, 65536 / (65536 - dropped)
+
+
+def _upsample_add_relu(*summands: torch.Tensor) -> torch.Tensor:
+    return _upsample_and_add(*summands).relu_()
+
+
+def _upsample_and_add(*summands: torch.Tensor) -> torch.Tensor:
+    """Sum over stages (B, H_s, W_s, E), each upsampled to the size of the first: (B, E, H_1, W_1)."""
+    size = summands[0].shape[1:3]
+    # Coarsest first: what upsampling returns may be added to in place. If that were done to the view that a linear
+    # layer returns, autograd would copy the whole map for each summand.
+    *others, coarsest = summands
+    total, is_view = _upsample(coarsest, size), coarsest.shape[1:3] == size
+    for summand in reversed(others):
+        upsampled = _upsample(summand, size)
+        total = total + upsampled if is_view else total.add_(upsampled)
+        is_view = False
+    return total
 
 
 def _upsample(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

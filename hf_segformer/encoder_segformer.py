@@ -15,15 +15,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_segformer import SegformerConfig
+from .kernel_choice_segformer import choose
 from .mix_ffn_segformer import MixFeedForward
-from .onednn_segformer import (
-    depthwise_gelu,
-    explicit_attention,
+from .onednn_segformer import depthwise_gelu, explicit_attention, linear, prefers_explicit_attention
+from .plain_segformer import (
     is_exact_gelu,
-    linear,
-    prefers_explicit_attention,
+    is_plain,
+    is_plain_depthwise,
+    is_untouched,
+    may_stream,
+    may_train_in_pieces,
 )
-from .plain_segformer import is_plain, is_untouched, may_stream, may_train_in_pieces
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
 _BAND_BYTES = 8 << 20
@@ -158,9 +160,15 @@ class SegformerMixFFN(nn.Module):
             return self._forward_in_bands(hidden_states)
         if self._may_train_in_chunks(hidden_states):
             return MixFeedForward.apply(hidden_states, *self._parameters_in_order())
-        hidden_states = self.dwconv(self.dense1(hidden_states))
-        hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
-        return self.dropout(self.dense2(hidden_states))
+        hidden_states = self.dense1(hidden_states)
+        if self._may_use_kernel(hidden_states):
+            convolution = self.dwconv.dwconv
+            hidden_states = choose(
+                "depthwise_gelu", self._convolve_and_activate, hidden_states, convolution.weight, convolution.bias
+            )
+        else:
+            hidden_states = self._convolve_and_activate(hidden_states)
+        return self.dropout(self.dense2(self.dropout(hidden_states)))
 
     def _may_cut_rows(self, hidden_states: torch.Tensor) -> bool:
         """Whether the modules do to a band of rows what they do to the whole map, and nobody watches them."""
@@ -187,18 +195,27 @@ class SegformerMixFFN(nn.Module):
         return (
             is_plain(self.dense1, nn.Linear)
             and is_untouched(self.dwconv, SegformerDWConv)
-            and self._is_plain_depthwise(self.dwconv.dwconv)
+            and is_plain_depthwise(self.dwconv.dwconv)
             and is_untouched(self.intermediate_act_fn, type(self.intermediate_act_fn))
             and is_plain(self.dense2, nn.Linear)
             and is_untouched(self.dropout, nn.Dropout)
         )
 
-    @staticmethod
-    def _is_plain_depthwise(convolution: nn.Module) -> bool:
-        if not is_plain(convolution, nn.Conv2d):
-            return False
-        shape = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
-        return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.padding_mode == "zeros"
+    def _may_use_kernel(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the convolution and its activation may be computed together on a GPU, without calling them."""
+        convolution = self.dwconv.dwconv
+        return (
+            hidden_states.is_cuda
+            and not torch.is_grad_enabled()
+            and is_untouched(self.dwconv, SegformerDWConv)
+            and is_plain_depthwise(convolution)
+            and is_exact_gelu(self.intermediate_act_fn)
+            and convolution.bias is not None
+            and hidden_states.dtype == convolution.weight.dtype == convolution.bias.dtype
+        )
+
+    def _convolve_and_activate(self, hidden_states: torch.Tensor, *_) -> torch.Tensor:
+        return self.intermediate_act_fn(self.dwconv(hidden_states))
 
     def _forward_in_bands(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The same, one image and band of rows at a time: the hidden map is never held.

@@ -12,8 +12,6 @@ Shapes: B images, K classes, (h, w) points of the logits, (H, W) pixels; points 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
 from math import log
 
 import torch
@@ -26,27 +24,23 @@ from .bilinear_segformer import (
     bands,
     bands_backward,
     bilinear_axis,
-    buffer_elements,
     compute_dtype,
+    finite_scores,
     image_slabs,
     must_trace,
     on_cpu,
-    slabs,
+    over_classes,
+    softmax_layout,
     widen,
     widen_backward,
 )
+from .kernel_choice_segformer import choose
+from .pruned_labels_segformer import label_where_it_pays
 
-# Most rows of cells whose labels are decided together on a CPU, the largest share of all scores that their points may
-# be, and elements of the corners looked at in one step: each step makes as many calls as some cell has candidates.
-_PRUNED_ROWS = 128
-_PRUNED_SHARE = 1 / 20
-_PRUNED_ELEMENTS = 1 << 20
 # An image with no more scores than this is labelled by the plain expression: 4 MiB cost less than many small calls.
 _FEW_SCORES = 1 << 20
 # Scores of a slab that differ by no more than this many nats have exponentials that float32 can add up.
 _LARGEST_RANGE = 150.0
-# Fewest elements for which PyTorch's elementwise operations on a CPU use several threads, less one.
-_SERIAL_PIXELS = (1 << 15) - 1
 
 
 # ---------------------------------------------------------------------------------------------------------- label maps
@@ -87,17 +81,23 @@ def upsample_argmax(
         labels, confidence = plain_upsample_argmax(logits, (height, width))
         return (labels, confidence) if return_confidence else labels
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        labels = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
-        has_few_scores = on_cpu(logits) and logits.shape[1] * height * width <= _FEW_SCORES
-        if has_few_scores:
-            for image, labels_of_image in zip(logits.split(1), labels.split(1), strict=True):
-                labels_of_image.copy_(_label_plainly(image, (height, width)))
-            if not return_confidence:
-                return labels
-        rows = bilinear_axis(logits.shape[2], height, logits)
-        if not has_few_scores:
-            _label_in_slabs(logits, rows, labels)
-        return (labels, _confidence(logits, rows, labels)) if return_confidence else labels
+        labels, confidence = choose("upsample_argmax", _label, logits, (height, width), return_confidence)
+    return (labels, confidence) if return_confidence else labels
+
+
+def _label(logits: Tensor, size: tuple[int, int], return_confidence: bool) -> tuple[Tensor, Tensor | None]:
+    """Labels and, if wanted, confidences, by PyTorch's operations."""
+    labels = torch.empty(len(logits), *size, dtype=torch.long, device=logits.device)
+    has_few_scores = on_cpu(logits) and logits.shape[1] * labels[:1].numel() <= _FEW_SCORES
+    if has_few_scores:
+        for image, labels_of_image in zip(logits.split(1), labels.split(1), strict=True):
+            labels_of_image.copy_(_label_plainly(image, size))
+        if not return_confidence:
+            return labels, None
+    rows = bilinear_axis(logits.shape[2], size[0], logits)
+    if not has_few_scores:
+        _label_in_slabs(logits, rows, labels)
+    return labels, _confidence(logits, rows, labels) if return_confidence else None
 
 
 def plain_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def plain_upsample_argmax(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor
     Returns:
         (B, H, W) int64 labels and (B, H, W) float32 probabilities of these labels.
     """
-    scores = F.interpolate(_finite(logits), size=size, mode="bilinear", align_corners=False)
+    scores = F.interpolate(finite_scores(logits), size=size, mode="bilinear", align_corners=False)
     if scores.shape[1] == 1:
         return (scores[:, 0] > 0).long(), scores[:, 0].abs().sigmoid().float()
     return scores.argmax(1), scores.log_softmax(1).amax(1).exp().float()
@@ -122,18 +122,15 @@ def _label_in_slabs(logits: Tensor, rows: BilinearAxis, labels: Tensor) -> None:
     if not on_cpu(logits) or logits.shape[1] < 4:
         _label_bands(logits, rows, labels)
         return
-    columns = bilinear_axis(logits.shape[3], labels.shape[2], logits)
-    share = _PRUNED_SHARE * labels.shape[1] * labels.shape[2] / logits.shape[3]  # in rows: the number of classes cancels
-    for image, slab in product(range(len(logits)), slabs(rows, min(max(int(share), 8), _PRUNED_ROWS))):
+    for image, slab in label_where_it_pays(logits, rows, labels):
         part = slice(image, image + 1)
-        if not _label_slab(logits[part], rows, columns, slab, labels[image]):
-            _label_bands(logits[part], rows, labels[part], slab.cells)
+        _label_bands(logits[part], rows, labels[part], slab.cells)
 
 
 def _label_plainly(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels of images whose scores are so few that holding them does no harm."""
     # Interpolation and argmax are several times faster where the classes are innermost.
-    scores = _finite(logits).contiguous(memory_format=torch.channels_last)
+    scores = finite_scores(logits).contiguous(memory_format=torch.channels_last)
     scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     return scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(1)
 
@@ -142,7 +139,7 @@ def _label_bands(logits: Tensor, rows: BilinearAxis, labels: Tensor, cells: slic
     """Fill the labels (B, H, W) of the given rows of cells by interpolating every score."""
     ranks = torch.arange(logits.shape[1], 0, -1, dtype=compute_dtype(logits), device=logits.device)[:, None, None]
     for images, slab in image_slabs(logits, rows, labels.shape[2], cells):
-        wide = widen(_finite(logits[images, :, slab.points]), labels.shape[2])
+        wide = widen(finite_scores(logits[images, :, slab.points]), labels.shape[2])
         for band, scores in bands(wide, rows, slab):
             if len(ranks) == 1:
                 labels[images, band] = scores[:, 0] > 0
@@ -159,12 +156,12 @@ def _confidence(logits: Tensor, rows: BilinearAxis, labels: Tensor) -> Tensor:
     """Probability (B, H, W) of the given labels."""
     confidence = torch.empty(labels.shape, device=labels.device)
     for images, slab in image_slabs(logits, rows, labels.shape[2]):
-        points, wanted, part = _finite(logits[images, :, slab.points]), labels[images, slab.pixels], slab.pixels
+        points, wanted, part = finite_scores(logits[images, :, slab.points]), labels[images, slab.pixels], slab.pixels
         powers = _as_powers_of_two(points)
         if powers is not None:
             _shares(powers, rows, slab, wanted, confidence[images, part])
             continue
-        wide = widen(points, labels.shape[2], _softmax_layout(logits))
+        wide = widen(points, labels.shape[2], softmax_layout(logits))
         confidence[images, part] = _losses(wide, rows, slab, wanted).neg_().exp_()
     return confidence
 
@@ -190,125 +187,6 @@ def _shares(powers: Tensor, rows: BilinearAxis, slab: Slab, labels: Tensor, out:
         scores = scores.exp2_().permute(0, 2, 3, 1)  # (B, R, W, K), contiguous
         chosen = scores.gather(3, labels[:, part, :, None])
         torch.div(chosen[..., 0], scores.sum(3), out=out[:, part])
-
-
-def _finite(logits: Tensor) -> Tensor:
-    """The logits in the precision of the computation, without NaN and infinities."""
-    scores = logits.to(compute_dtype(logits))
-    if not must_trace(scores) and on_cpu(scores) and torch.isfinite(scores.sum()):
-        return scores
-    # Differences of two such bounds must not overflow.
-    bound = torch.finfo(scores.dtype).max / 4
-    return torch.nan_to_num(scores, nan=-bound, posinf=bound, neginf=-bound)
-
-
-def _label_slab(logits: Tensor, rows: BilinearAxis, columns: BilinearAxis, slab: Slab, labels: Tensor) -> bool:
-    """Fill a slab of one image's labels (H, W) by the pruned algorithm; False where bands promise to be faster."""
-    points = _finite(logits[:, :, slab.points])[0].permute(1, 2, 0).contiguous()
-    winners = points.argmax(2)
-    y, x = _mixed_cells(winners, rows, columns, slab)
-    if not _pruning_pays(points, y, x, slab, labels.shape[1]):
-        return False
-    nearest = winners.gather(1, columns.lower.expand(len(winners), -1))
-    torch.index_select(nearest, 0, rows.lower[slab.pixels] - slab.points.start, out=labels[slab.pixels])
-    # Operations on so few pixels run in one thread: for so little work, waiting for another costs more than it saves.
-    patch = rows.members.shape[0] * columns.members.shape[0]
-    corners = 4 * points.shape[2]
-    step = min(buffer_elements(_PRUNED_ELEMENTS, points.shape[2] * labels.numel()) // corners, _SERIAL_PIXELS // patch)
-    step = max(step, 1)
-    for start in range(0, len(y), step):
-        y_part, x_part = y[start : start + step], x[start : start + step]
-        order, patch = _best_classes(
-            _corners(points, y_part, x_part, slab),
-            rows.member_weight.index_select(1, y_part),
-            columns.member_weight.index_select(1, x_part),
-        )
-        row_starts = rows.members.index_select(1, y_part[order]) * labels.shape[1]
-        pixels = row_starts[:, None] + columns.members.index_select(1, x_part[order])
-        labels.view(-1).scatter_(0, pixels.view(-1), patch.view(-1).long())
-    return True
-
-
-def _mixed_cells(winners: Tensor, rows: BilinearAxis, columns: BilinearAxis, slab: Slab) -> tuple[Tensor, Tensor]:
-    """Row and column of the slab's cells that hold pixels and whose four points (n, w) differ in their winner."""
-    last_row, last_column = (count - 1 for count in winners.shape)
-    y = torch.arange(slab.cells.start - 1, slab.cells.stop) - slab.points.start
-    x = torch.arange(-1, last_column + 2)
-    padded = winners.index_select(0, y.clamp_(0, last_row)).index_select(1, x.clamp_(0, last_column))
-    along_x, along_y = padded[:, :-1] != padded[:, 1:], padded[:-1] != padded[1:]
-    mixed = along_x[:-1] | along_x[1:] | along_y[:, :-1]
-    mixed &= rows.filled[slab.cells, None] & columns.filled
-    y, x = mixed.nonzero(as_tuple=True)
-    return y + slab.cells.start, x
-
-
-def _corners(points: Tensor, y: Tensor, x: Tensor, slab: Slab) -> Tensor:
-    """Scores of the four points around each of M cells: (n, w, K) to (4, M, K), upper left to lower right."""
-    height, width, classes = points.shape
-    above = (y - 1 - slab.points.start).clamp_(min=0) * width
-    below = (y - slab.points.start).clamp_(max=height - 1) * width
-    left, right = (x - 1).clamp_(min=0), x.clamp(max=width - 1)
-    index = torch.cat((above + left, above + right, below + left, below + right))
-    return points.view(-1, classes).index_select(0, index).view(4, -1, classes)
-
-
-def _candidates(corners: Tensor) -> Tensor:
-    """Classes that may win in each cell, (M, K) bool: those that reach the best class's smallest corner somewhere."""
-    return corners.amax(0) >= corners.amin(0).amax(1, keepdim=True)
-
-
-def _pruning_pays(points: Tensor, y: Tensor, x: Tensor, slab: Slab, width: int) -> bool:
-    """Whether scoring the candidates of the mixed cells promises to be faster than scoring every class everywhere."""
-    if not len(y):
-        return True
-    classes, cells = points.shape[2], (slab.cells.stop - slab.cells.start) * (points.shape[1] + 1)
-    pixels = (slab.pixels.stop - slab.pixels.start) * width / cells
-    # Nanoseconds, fitted on one core. Bands: for each class, per pixel, and per pixel of a row of points. Pruning: for
-    # each mixed cell, itself, per class to find its candidates, and per candidate with its pixels. More threads help
-    # bands alone.
-    bands = cells * classes * (0.6 * pixels + 4.3 * pixels**0.5) / torch.get_num_threads() ** 0.7
-    search = len(y) * (230 + 12 * classes)
-    if search > bands:
-        return False
-    sample = slice(None, None, max(len(y) // 64, 1))
-    candidates = _candidates(_corners(points, y[sample], x[sample], slab)).sum(1, dtype=torch.float32).mean()
-    return search + len(y) * float(candidates) * (100 + 1.6 * pixels) < bands
-
-
-def _best_classes(corners: Tensor, y_weight: Tensor, x_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Label every pixel of M mixed cells.
-
-    Args:
-        corners: (4, M, K) scores of the points around each cell.
-        y_weight: (P, M) share of the lower points, for each of the cell's P rows of pixels.
-        x_weight: (Q, M) share of the right points, for each of the cell's Q columns of pixels.
-
-    Returns:
-        The order (M,) in which the cells were visited, and their labels (P, Q, M) in that order, as floats.
-    """
-    cell, candidate = _candidates(corners).nonzero(as_tuple=True)
-    counts = torch.bincount(cell, minlength=corners.shape[1])
-    # With the cells sorted by their number of candidates, those that have a j-th one are a prefix.
-    order = counts.argsort(descending=True)
-    prefixes = torch.bincount(counts).flip(0).cumsum(0).flip(0)[1:].tolist()
-    first, base, flat = (counts.cumsum(0) - counts)[order], order * corners.shape[2], corners.view(4, -1)
-    y_weight, x_weight = y_weight.index_select(1, order)[:, None], x_weight.index_select(1, order)
-    for turn, count in enumerate(prefixes):
-        index = candidate.index_select(0, first[:count] + turn)
-        corner = flat.index_select(1, base[:count] + index)
-        upper = torch.lerp(corner[0], corner[1], x_weight[:, :count])
-        lower = torch.lerp(corner[2], corner[3], x_weight[:, :count])
-        scores = torch.lerp(upper, lower, y_weight[..., :count])
-        index = index.to(scores.dtype)
-        if turn == 0:
-            best, labels = scores, index.expand_as(scores).contiguous()
-            continue
-        leader, label = best[..., :count], labels[..., :count]
-        # A comparison written as a float vectorises, a boolean mask does not; lerp is exact at 0 and 1.
-        better = torch.gt(scores, leader, out=torch.empty_like(scores))
-        torch.maximum(leader, scores, out=leader)
-        label.lerp_(index, better)
-    return order, labels
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
@@ -376,7 +254,7 @@ def upsample_cross_entropy_sum(
     count = _valid(labels, logits.shape[1], ignore_index).sum()
     if torch.is_grad_enabled() and logits.requires_grad:
         return _UpsampleCrossEntropy.apply(logits, labels, ignore_index, class_weights), count
-    return _cross_entropy(logits.detach(), labels, ignore_index, class_weights, None), count
+    return _loss_and_gradient(logits.detach(), labels, ignore_index, class_weights, False)[0], count
 
 
 def plain_upsample_cross_entropy_sum(
@@ -409,8 +287,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels, ignore_index, class_weights):
         # In float32 even for half-precision logits: the gradient of a sum over pixels is scaled down only afterwards.
-        gradient = torch.zeros_like(logits, dtype=compute_dtype(logits))
-        total = _cross_entropy(logits, labels, ignore_index, class_weights, gradient)
+        total, gradient = _loss_and_gradient(logits, labels, ignore_index, class_weights, True)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return total
@@ -426,27 +303,35 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return (gradient * grad_output).to(ctx.dtype), None, None, None
 
 
+def _loss_and_gradient(logits: Tensor, *arguments) -> tuple[Tensor, Tensor | None]:
+    """`_cross_entropy`, by a kernel where there is one for it."""
+    with torch.autocast(logits.device.type, enabled=False):
+        if logits.shape[1] == 1:
+            return _cross_entropy(logits, *arguments)
+        return choose("upsample_cross_entropy", _cross_entropy, logits, *arguments, by_time=False)
+
+
 def _cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Tensor | None, gradient: Tensor | None
-) -> Tensor:
-    """Sum of the losses; its gradient with respect to the logits is added to `gradient`."""
+    logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Tensor | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of the losses and, if wanted, its gradient with respect to the logits, by PyTorch's operations."""
     dtype, width = compute_dtype(logits), labels.shape[2]
     total = torch.zeros((), dtype=dtype, device=logits.device)
+    gradient = torch.zeros_like(logits, dtype=dtype) if wants_gradient else None
     rows, columns = (
         bilinear_axis(logits.shape[2], labels.shape[1], logits),
         bilinear_axis(logits.shape[3], width, logits),
     )
-    with torch.autocast(logits.device.type, enabled=False):
-        for images, slab in image_slabs(logits, rows, width):
-            target, weights, _ = _target_and_weights(labels[images, slab.pixels], logits, ignore_index, class_weights)
-            wide = widen(logits[images, :, slab.points].to(dtype), width, _softmax_layout(logits))
-            if gradient is None:
-                losses = _losses(wide, rows, slab, target)
-            else:
-                losses, wide_gradient = _losses_and_gradient(wide, rows, slab, target, weights)
-                gradient[images, :, slab.points] += widen_backward(wide_gradient, columns)
-            total += (losses * weights).sum()
-    return total
+    for images, slab in image_slabs(logits, rows, width):
+        target, weights, _ = _target_and_weights(labels[images, slab.pixels], logits, ignore_index, class_weights)
+        wide = widen(logits[images, :, slab.points].to(dtype), width, softmax_layout(logits))
+        if gradient is None:
+            losses = _losses(wide, rows, slab, target)
+        else:
+            losses, wide_gradient = _losses_and_gradient(wide, rows, slab, target, weights)
+            gradient[images, :, slab.points] += widen_backward(wide_gradient, columns)
+        total += (losses * weights).sum()
+    return total, gradient
 
 
 def _losses(wide: Tensor, rows: BilinearAxis, slab: Slab, target: Tensor) -> Tensor:
@@ -458,7 +343,7 @@ def _losses(wide: Tensor, rows: BilinearAxis, slab: Slab, target: Tensor) -> Ten
         if scores.shape[1] == 1:
             loss = F.binary_cross_entropy_with_logits(scores, wanted.to(scores.dtype), reduction="none")
         else:
-            loss = -_over_classes(torch.log_softmax, scores).gather(1, wanted)
+            loss = -over_classes(torch.log_softmax, scores).gather(1, wanted)
         losses[:, part] = loss[:, 0]
     return losses
 
@@ -474,7 +359,7 @@ def _losses_and_gradient(
         if scores.shape[1] == 1:
             gradient = scores.sigmoid().sub_(wanted)
         else:
-            gradient = _over_classes(torch.softmax, scores)
+            gradient = over_classes(torch.softmax, scores)
             probability = gradient.gather(1, wanted)
             chosen[:, part] = probability[:, 0]
             gradient.scatter_(1, wanted, probability - 1)
@@ -484,18 +369,6 @@ def _losses_and_gradient(
     if wide.shape[1] == 1 or not on_cpu(wide) or float(chosen.min()) < torch.finfo(wide.dtype).tiny:
         return _losses(wide, rows, slab, target), wide_gradient
     return chosen.log_().neg_(), wide_gradient
-
-
-def _softmax_layout(logits: Tensor) -> torch.memory_format:
-    # The CPU's softmax wants many classes innermost, few outermost.
-    return torch.channels_last if on_cpu(logits) and logits.shape[1] >= 32 else torch.contiguous_format
-
-
-def _over_classes(function: Callable[..., Tensor], scores: Tensor) -> Tensor:
-    """Apply softmax or log_softmax along dimension 1 in the scores' own layout (they would copy to contiguous)."""
-    if scores.is_contiguous():
-        return function(scores, 1)
-    return function(scores.permute(0, 2, 3, 1), 3).permute(0, 3, 1, 2)
 
 
 def _valid(labels: Tensor, classes: int, ignore_index: int) -> Tensor:

@@ -14,9 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.activations import GELUActivation
 
-from .plain_segformer import is_plain, may_stream
+from .plain_segformer import is_exact_gelu, is_plain, may_stream
 
 # Bytes of attention weights to hold at a time.
 _WEIGHTS_BYTES = 8 << 20
@@ -68,11 +67,6 @@ def depthwise_gelu(convolution: nn.Conv2d, activation: Callable[[Tensor], Tensor
         return activation(convolution(feature_map))
     shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
     return torch.ops.mkldnn._convolution_pointwise(feature_map, weight, bias, *shape, "gelu", [], "none")
-
-
-def is_exact_gelu(activation: Callable[[Tensor], Tensor]) -> bool:
-    """Whether an activation is GELU by the error function, as every published SegFormer has it."""
-    return type(activation) is GELUActivation and activation.act is F.gelu
 
 
 def prefers_explicit_attention(values: Tensor) -> bool:

@@ -4,6 +4,8 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from transformers.activations import GELUActivation
 
 from .bilinear_segformer import must_trace
 
@@ -43,6 +45,23 @@ def is_plain_pointwise(module: nn.Module) -> bool:
     if not is_plain(module, nn.Conv2d):
         return False
     return (module.kernel_size, module.stride, module.padding, module.groups) == ((1, 1), (1, 1), (0, 0), 1)
+
+
+def is_plain_depthwise(module: nn.Module) -> bool:
+    """Whether `module` is a plain 3x3 convolution of each channel that keeps the size."""
+    if not is_plain(module, nn.Conv2d):
+        return False
+    shape = (module.kernel_size, module.stride, module.padding, module.dilation)
+    return (
+        shape == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and module.padding_mode == "zeros"
+        and module.groups == module.in_channels == module.out_channels
+    )
+
+
+def is_exact_gelu(activation: object) -> bool:
+    """Whether `activation` is the GELU with the error function, without hooks."""
+    return type(activation) is GELUActivation and is_untouched(activation, GELUActivation) and activation.act is F.gelu
 
 
 def may_stream(values: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hf_segformer import bilinear_segformer, functional_segformer
+from hf_segformer import bilinear_segformer, functional_segformer, pruned_labels_segformer
 from hf_segformer.functional_segformer import (
     plain_upsample_argmax,
     plain_upsample_cross_entropy_sum,
@@ -120,7 +120,7 @@ def test_argmax_equals_the_plain_expression(shape, make, layout, code_path):
 @pytest.mark.parametrize("shape", SIZES)
 def test_pruned_and_banded_labels_agree(shape, make, pruned, monkeypatch):
     # Whatever the estimate says, so that each algorithm sees each kind of input.
-    monkeypatch.setattr(functional_segformer, "_pruning_pays", lambda *arguments: pruned)
+    monkeypatch.setattr(pruned_labels_segformer, "_pruning_pays", lambda *arguments: pruned)
     classes, height, width, *size = shape
     logits = make(classes, height, width, seed=3)
     assert_labels_match(upsample_argmax(logits, tuple(size)), plain_scores(logits, tuple(size)))
@@ -134,7 +134,7 @@ def test_few_scores_are_labelled_plainly(shape, layout, monkeypatch):
     logits[0, 0, 0, 0] = float("nan")
     expected = upsample_argmax(logits, tuple(size))
     monkeypatch.setattr(functional_segformer, "_FEW_SCORES", 1 << 20)
-    for name in ("_label_bands", "_label_slab"):
+    for name in ("_label_bands", "label_where_it_pays"):
         monkeypatch.setattr(functional_segformer, name, None)
     labels = upsample_argmax(logits, tuple(size))
     assert labels.dtype == torch.int64 and (labels == expected).float().mean() > 0.99
@@ -145,9 +145,9 @@ def test_few_scores_are_labelled_plainly(shape, layout, monkeypatch):
 def test_pruning_is_chosen_by_the_share_of_mixed_cells(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # more of them make bands cheaper
     choices = []
-    decide = functional_segformer._pruning_pays
+    decide = pruned_labels_segformer._pruning_pays
     monkeypatch.setattr(
-        functional_segformer, "_pruning_pays", lambda *arguments: choices.append(decide(*arguments)) or choices[-1]
+        pruned_labels_segformer, "_pruning_pays", lambda *arguments: choices.append(decide(*arguments)) or choices[-1]
     )
     upsample_argmax(smooth_logits(40, 64, 64, batch=1), (256, 256))
     assert all(choices)
@@ -177,7 +177,7 @@ def test_argmax_equals_brute_force():
 @pytest.mark.parametrize("pruned", [True, False])
 def test_ties_go_to_the_first_class(pruned, monkeypatch):
     # Small integers and a power-of-two ratio: every score is exact, so ties are exact too.
-    monkeypatch.setattr(functional_segformer, "_pruning_pays", lambda *arguments: pruned)
+    monkeypatch.setattr(pruned_labels_segformer, "_pruning_pays", lambda *arguments: pruned)
     logits = torch.randint(0, 2, (2, 6, 12, 10), generator=torch.Generator().manual_seed(0)).float()
     scores = plain_scores(logits, (48, 40)).numpy()
     assert (np.sort(scores, axis=1)[:, -1] == np.sort(scores, axis=1)[:, -2]).mean() > 0.1
