@@ -203,15 +203,14 @@ class SegformerMixFFN(nn.Module):
 
     def _may_use_kernel(self, hidden_states: torch.Tensor) -> bool:
         """Whether the convolution and its activation may be computed together on a GPU, without calling them."""
-        convolution = self.dwconv.dwconv
         return (
             hidden_states.is_cuda
             and not torch.is_grad_enabled()
             and is_untouched(self.dwconv, SegformerDWConv)
-            and is_plain_depthwise(convolution)
+            and is_plain_depthwise(self.dwconv.dwconv)
             and is_exact_gelu(self.intermediate_act_fn)
-            and convolution.bias is not None
-            and hidden_states.dtype == convolution.weight.dtype == convolution.bias.dtype
+            and self.dwconv.dwconv.bias is not None
+            and hidden_states.dtype == self.dwconv.dwconv.weight.dtype == self.dwconv.dwconv.bias.dtype
         )
 
     def _convolve_and_activate(self, hidden_states: torch.Tensor, *_) -> torch.Tensor:

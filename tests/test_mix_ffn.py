@@ -132,6 +132,23 @@ def test_what_the_modules_must_do_themselves(layer, tokens, calls):
     assert len(calls) == 2
 
 
+class Doubled(nn.Module):
+    def forward(self, hidden_states):
+        return 2 * hidden_states
+
+
+@pytest.mark.parametrize("name", ["dense1", "dwconv", "intermediate_act_fn", "dense2"])
+def test_any_module_may_be_replaced(name, layer, tokens):
+    """What stands in a module's place need not have its attributes."""
+    setattr(layer, name, nn.Linear(*((16, 48) if name == "dense1" else (48, 16))) if "dense" in name else Doubled())
+    results = [layer(tokens)]
+    with torch.no_grad():
+        results.append(layer(tokens))
+    hidden = layer.intermediate_act_fn(layer.dwconv(layer.dense1(tokens)))
+    for result in results:
+        assert torch.allclose(result, layer.dense2(hidden), atol=1e-5)
+
+
 def test_a_changed_weight_changes_the_next_step(layer, tokens):
     before = layer(tokens)
     with torch.no_grad():
