@@ -10,7 +10,7 @@ slab of rows of points is interpolated along the columns, then the bands of pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -196,15 +196,3 @@ def finite_scores(logits: Tensor) -> Tensor:
     # Differences of two such bounds must not overflow.
     bound = torch.finfo(scores.dtype).max / 4
     return torch.nan_to_num(scores, nan=-bound, posinf=bound, neginf=-bound)
-
-
-def softmax_layout(logits: Tensor) -> torch.memory_format:
-    # The CPU's softmax wants many classes innermost, few outermost.
-    return torch.channels_last if on_cpu(logits) and logits.shape[1] >= 32 else torch.contiguous_format
-
-
-def over_classes(function: Callable[..., Tensor], scores: Tensor) -> Tensor:
-    """Apply softmax or log_softmax along dimension 1 in the scores' own layout (they would copy to contiguous)."""
-    if scores.is_contiguous():
-        return function(scores, 1)
-    return function(scores.permute(0, 2, 3, 1), 3).permute(0, 3, 1, 2)

@@ -12,6 +12,7 @@ Shapes: B images, K classes, (h, w) points of the logits, (H, W) pixels; points 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log
 
 import torch
@@ -29,8 +30,6 @@ from .bilinear_segformer import (
     image_slabs,
     must_trace,
     on_cpu,
-    over_classes,
-    softmax_layout,
     widen,
     widen_backward,
 )
@@ -161,7 +160,7 @@ def _confidence(logits: Tensor, rows: BilinearAxis, labels: Tensor) -> Tensor:
         if powers is not None:
             _shares(powers, rows, slab, wanted, confidence[images, part])
             continue
-        wide = widen(points, labels.shape[2], softmax_layout(logits))
+        wide = widen(points, labels.shape[2], _softmax_layout(logits))
         confidence[images, part] = _losses(wide, rows, slab, wanted).neg_().exp_()
     return confidence
 
@@ -324,7 +323,7 @@ def _cross_entropy(
     )
     for images, slab in image_slabs(logits, rows, width):
         target, weights, _ = _target_and_weights(labels[images, slab.pixels], logits, ignore_index, class_weights)
-        wide = widen(logits[images, :, slab.points].to(dtype), width, softmax_layout(logits))
+        wide = widen(logits[images, :, slab.points].to(dtype), width, _softmax_layout(logits))
         if gradient is None:
             losses = _losses(wide, rows, slab, target)
         else:
@@ -343,7 +342,7 @@ def _losses(wide: Tensor, rows: BilinearAxis, slab: Slab, target: Tensor) -> Ten
         if scores.shape[1] == 1:
             loss = F.binary_cross_entropy_with_logits(scores, wanted.to(scores.dtype), reduction="none")
         else:
-            loss = -over_classes(torch.log_softmax, scores).gather(1, wanted)
+            loss = -_over_classes(torch.log_softmax, scores).gather(1, wanted)
         losses[:, part] = loss[:, 0]
     return losses
 
@@ -359,7 +358,7 @@ def _losses_and_gradient(
         if scores.shape[1] == 1:
             gradient = scores.sigmoid().sub_(wanted)
         else:
-            gradient = over_classes(torch.softmax, scores)
+            gradient = _over_classes(torch.softmax, scores)
             probability = gradient.gather(1, wanted)
             chosen[:, part] = probability[:, 0]
             gradient.scatter_(1, wanted, probability - 1)
@@ -369,6 +368,18 @@ def _losses_and_gradient(
     if wide.shape[1] == 1 or not on_cpu(wide) or float(chosen.min()) < torch.finfo(wide.dtype).tiny:
         return _losses(wide, rows, slab, target), wide_gradient
     return chosen.log_().neg_(), wide_gradient
+
+
+def _softmax_layout(logits: Tensor) -> torch.memory_format:
+    # The CPU's softmax wants many classes innermost, few outermost.
+    return torch.channels_last if on_cpu(logits) and logits.shape[1] >= 32 else torch.contiguous_format
+
+
+def _over_classes(function: Callable[..., Tensor], scores: Tensor) -> Tensor:
+    """Apply softmax or log_softmax along dimension 1 in the scores' own layout (they would copy to contiguous)."""
+    if scores.is_contiguous():
+        return function(scores, 1)
+    return function(scores.permute(0, 2, 3, 1), 3).permute(0, 3, 1, 2)
 
 
 def _valid(labels: Tensor, classes: int, ignore_index: int) -> Tensor:

@@ -8,6 +8,7 @@ compared, and what is found holds from then on. `HF_SEGFORMER_NO_KERNELS=1` in t
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -90,6 +91,7 @@ def _is_supported(device: torch.device) -> bool:
     )
 
 
+@functools.cache
 def _kernels() -> dict[str, Callable]:
     """Kernels by name; none without Triton. Imported late: on a CPU, Triton's import would be time for nothing."""
     from .kernels_segformer import triton, upsample_argmax, upsample_cross_entropy

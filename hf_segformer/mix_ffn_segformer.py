@@ -69,16 +69,12 @@ class MixFeedForward(torch.autograd.Function):
         return grad_tokens, *sums
 
 
-def plain_mix_feed_forward(tokens, weight, bias, kernel, kernel_bias, out_weight, out_bias) -> Tensor:
-    """`MixFeedForward` as the plain expression."""
-    hidden = _as_image(F.linear(tokens, weight, bias))
-    mixed = F.conv2d(hidden, kernel, kernel_bias, padding=1, groups=len(kernel))
-    return F.linear(_as_tokens(F.gelu(mixed)), out_weight, out_bias)
-
-
 def _differentiable_gradients(inputs, wanted, gradient):
     """Gradients with a graph of their own, for a second derivative."""
-    result = plain_mix_feed_forward(*inputs)
+    tokens, weight, bias, kernel, kernel_bias, out_weight, out_bias = inputs
+    hidden = _as_image(F.linear(tokens, weight, bias))
+    mixed = F.conv2d(hidden, kernel, kernel_bias, padding=1, groups=len(kernel))
+    result = F.linear(_as_tokens(F.gelu(mixed)), out_weight, out_bias)
     chosen = [given for given, wants in zip(inputs, wanted, strict=True) if wants]
     gradients = iter(torch.autograd.grad(result, chosen, gradient, create_graph=True))
     return tuple(next(gradients) if wants else None for wants in wanted)
