@@ -129,8 +129,8 @@ def describe_machine() -> dict[str, str]:
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
-    packages = ("torch", "transformers", "numpy", "pillow", "onnxruntime", "openvino")
-    versions = {}
+    packages = ("transformers", "numpy", "pillow", "torchvision", "onnxruntime", "openvino")
+    versions = {"torch": torch.__version__}  # names the build, too
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)

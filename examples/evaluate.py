@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
-import hf_segformer  # noqa: F401  (the Auto classes build this package's models)
+from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
 from hf_segformer.data import DataArguments, SegmentationData, check_dataset
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.metrics import ConfusionMatrix, atomic_file, write_metrics
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         if accelerator.is_local_main_process:
             check_dataset(data)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(accelerator.device)
-    image_processor = AutoImageProcessor.from_pretrained(args.model)
+    image_processor = SegformerImageProcessor.from_pretrained(args.model)
     check_classes(model, data)
 
     def matrix_of(**options) -> ConfusionMatrix:

@@ -23,9 +23,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
-import hf_segformer  # noqa: F401  (the Auto classes build this package's models)
+from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
 from hf_segformer.inference import NetworkInputs, Segmentation, inference_of, prepare_inputs, segment_inputs
 from hf_segformer.metrics import atomic_file
 from hf_segformer.protocols import Protocol, ProtocolArguments
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     args, positional = parser.parse_args_into_dataclasses(arguments)
     protocol, images = args.load_protocol(), find_images(positional.images)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(args.device)
-    image_processor = AutoImageProcessor.from_pretrained(args.model)
+    image_processor = SegformerImageProcessor.from_pretrained(args.model)
     files = OutputFiles(args, list(images), model.config)
     todo = {name: path for name, path in images.items() if not all(out.exists() for out in files.paths(name).values())}
     workers = min(args.num_workers, len(todo) - 1) if len(todo) > 1 else 0

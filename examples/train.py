@@ -31,7 +31,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
@@ -144,7 +144,7 @@ def build_model(args: TrainArguments, recipe: Recipe, data: SegmentationData, ac
             args.model, num_labels=len(id2label), ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
         with contextlib.suppress(OSError):  # some encoders come without one
-            image_processor = AutoImageProcessor.from_pretrained(args.model)
+            image_processor = SegformerImageProcessor.from_pretrained(args.model)
     image_processor.size = {"shortest_edge": recipe.image_size, "longest_edge": recipe.long_side}
     image_processor.do_reduce_labels = data.annotation_format.reduce_zero_label
     protocol = Protocol.named(args.protocol)

@@ -22,14 +22,9 @@ from transformers import (
 
 import hf_segformer
 from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
+from versions import needs_auto_processor
 
 AUTO = (AutoModel, AutoModelForSemanticSegmentation, AutoModelForImageClassification, AutoBackbone)
-
-
-needs_auto_processor = pytest.mark.skipif(
-    getattr(AutoImageProcessor, "is_dummy", False),
-    reason="this version of transformers hides AutoImageProcessor where torchvision is missing",
-)
 
 
 def is_ours(thing):

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import is_torchvision_available
 
 import hf_segformer
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
@@ -71,7 +73,9 @@ def test_everything_without_optional_packages(model, tmp_path, capsys, monkeypat
     assert cells(text, "transformers")[3] == "1.00"
     for absent in ("ours, torch.compile", "mmsegmentation", "OpenVINO, exported from ours"):
         assert set(cells(text, absent)[1:]) == {"not measured"}
-    assert "100.000 % of the pixels get the same label both ways" in text
+    share = float(re.search(r"([\d.]+) % of the pixels get the same label both ways", text)[1])
+    # With torchvision `transformers` resizes pictures with that, which rounds some values differently.
+    assert share > 99 if is_torchvision_available() else share == 100
     for stage in ("preprocess", "preprocess a batch of 8", "forward", "label map", "end to end", "pipeline"):
         assert f"| tiny | {stage} |" in text
     assert "tiny on a picture, to 480x640" in text

@@ -11,7 +11,10 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+# The public name asks for torchvision in transformers 5.17.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_segformer import (
     SegformerBackbone,

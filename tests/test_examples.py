@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoModelForSemanticSegmentation, pipeline
 
 import hf_segformer
-from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
+from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import draw_scene, load_scenes
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -110,7 +110,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, folder, 
 def test_evaluation_equals_a_plain_loop(trained, folder):
     output_dir, _ = trained
     model = AutoModelForSemanticSegmentation.from_pretrained(output_dir).eval()
-    processor = AutoImageProcessor.from_pretrained(output_dir)
+    processor = SegformerImageProcessor.from_pretrained(output_dir)
     intersection, union = np.zeros(model.config.num_labels), np.zeros(model.config.num_labels)
     for path in sorted((folder / "val" / "images").iterdir()):
         label = np.asarray(Image.open(folder / "val" / "annotations" / path.name))
@@ -249,7 +249,7 @@ def test_predictions_resume_and_name_unreadable_files(trained, folder, tmp_path)
     assert len(labels) == 5
     picture = Image.open(labels[0])
     assert picture.mode == "P" and picture.size == (96, 72)
-    processor = AutoImageProcessor.from_pretrained(output_dir)
+    processor = SegformerImageProcessor.from_pretrained(output_dir)
     model = AutoModelForSemanticSegmentation.from_pretrained(output_dir).eval()
     with torch.inference_mode():
         logits = model(**processor(Image.open(pictures / "street" / labels[0].name), return_tensors="pt")).logits

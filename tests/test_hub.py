@@ -21,6 +21,7 @@ from PIL import Image
 from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor, SegformerModel
 from hf_segformer.hub import PushError, push_folder, write_code
 from hub_server import HubServer
+from versions import needs_auto_processor
 
 pytest_plugins = ["hub_fixtures"]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -325,6 +326,7 @@ def run_script(tmp_path):
     return run
 
 
+@needs_auto_processor
 def test_command_line_then_loading_by_id_then_from_the_cache(folder, tmp_path, run_script):
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 56, 3), dtype=np.uint8))
     image.save(tmp_path / "image.jpg")

@@ -14,10 +14,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
 import hf_segformer
-from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
+from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import load_dataset
 from hf_segformer.evaluation import evaluate
 from hf_segformer.protocols import PROTOCOLS, Protocol
@@ -293,7 +293,7 @@ def test_run_trains_the_network_of_the_recipe(trained):
 def test_last_evaluation_is_that_of_the_protocol(trained):
     folder, data, _ = trained
     model = AutoModelForSemanticSegmentation.from_pretrained(folder / "out")
-    processor = AutoImageProcessor.from_pretrained(folder / "out")
+    processor = SegformerImageProcessor.from_pretrained(folder / "out")
     assert processor.size == {"shortest_edge": 64, "longest_edge": 256} and processor.do_reduce_labels
     matrix = evaluate(model, processor, load_dataset("ade20k", data), Accelerator(cpu=True))
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
