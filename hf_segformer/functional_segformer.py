@@ -36,8 +36,9 @@ from .bilinear_segformer import (
 from .kernel_choice_segformer import choose
 from .pruned_labels_segformer import label_where_it_pays
 
-# An image with no more scores than this is labelled by the plain expression: 4 MiB cost less than many small calls.
-_FEW_SCORES = 1 << 20
+# An image with no more scores than this is labelled by the plain expression. Up to about 32 MiB the memory is at hand
+# (see `onednn_segformer`), and one pass over each score costs less than many small calls.
+_FEW_SCORES = (1 << 23) - (1 << 15)
 # Scores of a slab that differ by no more than this many nats have exponentials that float32 can add up.
 _LARGEST_RANGE = 150.0
 
@@ -56,7 +57,7 @@ def upsample_argmax(
 
     On a CPU, a cell whose four points agree gets their label without a score being computed (bilinear interpolation is
     a convex combination); in other cells only classes that somewhere reach the best class's smallest corner compete;
-    where that would not pay, the rows are scored in bands. Images of up to 2**20 scores take the plain expression,
+    where that would not pay, the rows are scored in bands. Images of up to 32 MiB of scores take the plain expression,
     which is also what is traced while compiling or exporting.
 
     Args:
@@ -87,15 +88,14 @@ def upsample_argmax(
 def _label(logits: Tensor, size: tuple[int, int], return_confidence: bool) -> tuple[Tensor, Tensor | None]:
     """Labels and, if wanted, confidences, by PyTorch's operations."""
     labels = torch.empty(len(logits), *size, dtype=torch.long, device=logits.device)
-    has_few_scores = on_cpu(logits) and logits.shape[1] * labels[:1].numel() <= _FEW_SCORES
-    if has_few_scores:
-        for image, labels_of_image in zip(logits.split(1), labels.split(1), strict=True):
-            labels_of_image.copy_(_label_plainly(image, size))
-        if not return_confidence:
-            return labels, None
+    if on_cpu(logits) and logits.shape[1] * labels[:1].numel() <= _FEW_SCORES:
+        confidence = torch.empty(labels.shape) if return_confidence else None
+        for image in range(len(logits)):
+            part = slice(image, image + 1)
+            _label_plainly(logits[part], labels[part], None if confidence is None else confidence[part])
+        return labels, confidence
     rows = bilinear_axis(logits.shape[2], size[0], logits)
-    if not has_few_scores:
-        _label_in_slabs(logits, rows, labels)
+    _label_in_slabs(logits, rows, labels)
     return labels, _confidence(logits, rows, labels) if return_confidence else None
 
 
@@ -126,12 +126,25 @@ def _label_in_slabs(logits: Tensor, rows: BilinearAxis, labels: Tensor) -> None:
         _label_bands(logits[part], rows, labels[part], slab.cells)
 
 
-def _label_plainly(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels of images whose scores are so few that holding them does no harm."""
-    # Interpolation and argmax are several times faster where the classes are innermost.
-    scores = finite_scores(logits).contiguous(memory_format=torch.channels_last)
-    scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-    return scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(1)
+def _label_plainly(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
+    """Fill the labels and confidences (1, H, W) of an image whose scores are so few that holding them does no harm."""
+    # With many classes interpolation and argmax are several times faster where these are innermost.
+    has_few_classes = logits.shape[1] < 16
+    layout = torch.contiguous_format if has_few_classes else torch.channels_last
+    scores = finite_scores(logits).contiguous(memory_format=layout)
+    scores = F.interpolate(scores, size=labels.shape[1:], mode="bilinear", align_corners=False)
+    if scores.shape[1] == 1:
+        labels.copy_(scores[:, 0] > 0)
+        if confidence is not None:
+            confidence.copy_(scores[:, 0].abs_().sigmoid_())
+        return
+    if has_few_classes:
+        best, _ = torch.max(scores, 1, out=(scores.new_empty(labels.shape), labels))
+    else:
+        torch.argmax(scores, 1, out=labels)
+        best = scores.gather(1, labels[:, None])[:, 0]
+    if confidence is not None:
+        confidence.copy_(scores.sub_(best[:, None]).exp_().sum(1).reciprocal_())
 
 
 def _label_bands(logits: Tensor, rows: BilinearAxis, labels: Tensor, cells: slice = slice(None)) -> None:

@@ -132,46 +132,20 @@ def test_few_scores_are_labelled_plainly(shape, layout, monkeypatch):
     classes, height, width, *size = shape
     logits = noise_logits(classes, height, width, seed=5).contiguous(memory_format=layout)
     logits[0, 0, 0, 0] = float("nan")
-    expected = upsample_argmax(logits, tuple(size))
+    expected, given = upsample_argmax(logits, tuple(size)), logits.clone()
     monkeypatch.setattr(functional_segformer, "_FEW_SCORES", 1 << 20)
-    for name in ("_label_bands", "label_where_it_pays"):
+    for name in ("_label_bands", "label_where_it_pays", "_confidence"):
         monkeypatch.setattr(functional_segformer, name, None)
     labels = upsample_argmax(logits, tuple(size))
+    again, confidence = upsample_argmax(logits, tuple(size), return_confidence=True)
+    assert torch.equal(again, labels) and torch.equal(logits.nan_to_num(), given.nan_to_num())
     assert labels.dtype == torch.int64 and (labels == expected).float().mean() > 0.99
     scores = plain_scores(torch.nan_to_num(logits, nan=-1e30), tuple(size))
     assert_labels_match(labels[1:], scores[1:])
-
-
-def test_pruning_is_chosen_by_the_share_of_mixed_cells(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # more of them make bands cheaper
-    choices = []
-    decide = pruned_labels_segformer._pruning_pays
-    monkeypatch.setattr(
-        pruned_labels_segformer, "_pruning_pays", lambda *arguments: choices.append(decide(*arguments)) or choices[-1]
-    )
-    upsample_argmax(smooth_logits(40, 64, 64, batch=1), (256, 256))
-    assert all(choices)
-    choices.clear()
-    upsample_argmax(noise_logits(40, 64, 64, batch=1), (256, 256))
-    assert not any(choices)
-
-
-def test_argmax_equals_brute_force():
-    logits, size = noise_logits(5, 4, 6, batch=1), (11, 9)
-    expected = np.zeros(size, dtype=int)
-    for row in range(size[0]):
-        for column in range(size[1]):
-            y = min(max((row + 0.5) * 4 / size[0] - 0.5, 0), 3)
-            x = min(max((column + 0.5) * 6 / size[1] - 0.5, 0), 5)
-            top, left = int(y), int(x)
-            bottom, right, v, u = min(top + 1, 3), min(left + 1, 5), y - top, x - left
-            scores = [
-                (1 - v) * ((1 - u) * plane[top, left] + u * plane[top, right])
-                + v * ((1 - u) * plane[bottom, left] + u * plane[bottom, right])
-                for plane in logits[0].double().numpy()
-            ]
-            expected[row, column] = int(np.argmax(scores))
-    np.testing.assert_array_equal(upsample_argmax(logits, size)[0].numpy(), expected)
+    probability = scores[:, :1].abs().sigmoid() if classes == 1 else scores.softmax(1).amax(1, keepdim=True)
+    assert confidence.dtype == torch.float32
+    assert torch.allclose(confidence[1:].double(), probability[1:, 0], rtol=0, atol=1e-5)
+    assert torch.isfinite(confidence).all() and confidence.min() >= 0 and confidence.max() <= 1
 
 
 @pytest.mark.parametrize("pruned", [True, False])
