@@ -148,6 +148,38 @@ def test_few_scores_are_labelled_plainly(shape, layout, monkeypatch):
     assert torch.isfinite(confidence).all() and confidence.min() >= 0 and confidence.max() <= 1
 
 
+def test_pruning_is_chosen_by_the_share_of_mixed_cells(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # more of them make bands cheaper
+    choices = []
+    decide = pruned_labels_segformer._pruning_pays
+    monkeypatch.setattr(
+        pruned_labels_segformer, "_pruning_pays", lambda *arguments: choices.append(decide(*arguments)) or choices[-1]
+    )
+    upsample_argmax(smooth_logits(40, 64, 64, batch=1), (256, 256))
+    assert all(choices)
+    choices.clear()
+    upsample_argmax(noise_logits(40, 64, 64, batch=1), (256, 256))
+    assert not any(choices)
+
+
+def test_argmax_equals_brute_force():
+    logits, size = noise_logits(5, 4, 6, batch=1), (11, 9)
+    expected = np.zeros(size, dtype=int)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y = min(max((row + 0.5) * 4 / size[0] - 0.5, 0), 3)
+            x = min(max((column + 0.5) * 6 / size[1] - 0.5, 0), 5)
+            top, left = int(y), int(x)
+            bottom, right, v, u = min(top + 1, 3), min(left + 1, 5), y - top, x - left
+            scores = [
+                (1 - v) * ((1 - u) * plane[top, left] + u * plane[top, right])
+                + v * ((1 - u) * plane[bottom, left] + u * plane[bottom, right])
+                for plane in logits[0].double().numpy()
+            ]
+            expected[row, column] = int(np.argmax(scores))
+    np.testing.assert_array_equal(upsample_argmax(logits, size)[0].numpy(), expected)
+
+
 @pytest.mark.parametrize("pruned", [True, False])
 def test_ties_go_to_the_first_class(pruned, monkeypatch):
     # Small integers and a power-of-two ratio: every score is exact, so ties are exact too.
