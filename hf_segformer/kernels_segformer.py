@@ -58,10 +58,35 @@ def lerp(first, second, share):
 
 
 @jit
-def _score(above, below, left, right, v, u):
+def block_of_row(width, BLOCK: tl.constexpr):
+    """Columns of a program, and the index of what it takes besides: the first axis of the grid counts both."""
+    blocks = (width + BLOCK - 1) // BLOCK
+    return (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK), tl.program_id(0) // blocks
+
+
+@jit
+def _pixels(scores, classes, h, w, y_scale, x_scale, BLOCK: tl.constexpr):
+    """Columns, row and image of a program's pixels, the scores of its first class, and `_score`'s other arguments."""
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    above, below, v = interpolate(y, y_scale, h)
+    left, right, u = interpolate(x, x_scale, w)
+    return x, y, image, scores + image * classes * h * w, above * w, below * w, left, right, v, u
+
+
+@jit
+def _score(plane, above, below, left, right, v, u):
     """Interpolated scores of one class at a row of pixels."""
+    above, below = plane + above, plane + below
     upper = lerp(tl.load(above + left), tl.load(above + right), u)
     return lerp(upper, lerp(tl.load(below + left), tl.load(below + right), u), v)
+
+
+@jit
+def _add_exponential(total, best, score):
+    """Sum of exp(score - best) with one more score, which may be a new best: one exponential, of what must shrink."""
+    ratio = tl.exp(-tl.abs(score - best))
+    return tl.where(score > best, total * ratio + 1, total + ratio)
 
 
 # ---------------------------------------------------------------------------------------------------------- label maps
@@ -109,12 +134,8 @@ def _upsample_argmax_kernel(
     HAS_CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    above, below, v = interpolate(y, y_scale, h)
-    left, right, u = interpolate(x, x_scale, w)
-    plane = scores + image * classes * h * w
-    best = _score(plane + above * w, plane + below * w, left, right, v, u)
+    x, y, image, plane, above, below, left, right, v, u = _pixels(scores, classes, h, w, y_scale, x_scale, BLOCK)
+    best = _score(plane, above, below, left, right, v, u)
     label = tl.full((BLOCK,), 0, tl.int64)
     total = tl.full((BLOCK,), 1, tl.float32)
     if ONE_CLASS:
@@ -123,12 +144,10 @@ def _upsample_argmax_kernel(
     else:
         for index in range(1, classes):
             plane += h * w
-            score = _score(plane + above * w, plane + below * w, left, right, v, u)
+            score = _score(plane, above, below, left, right, v, u)
             better = score > best  # of equals the first stays
             if HAS_CONFIDENCE:
-                # Sum of exp(score - best), with one exponential for whichever of the two must shrink.
-                ratio = tl.exp(-tl.abs(score - best))
-                total = tl.where(better, total * ratio + 1, total + ratio)
+                total = _add_exponential(total, best, score)
             label = tl.where(better, index, label)
             best = tl.where(better, score, best)
     offset = (image * height + y) * width + x
@@ -208,24 +227,19 @@ def _upsample_cross_entropy_kernel(
     HAS_WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    above, below, v = interpolate(y, y_scale, h)
-    left, right, u = interpolate(x, x_scale, w)
+    x, y, image, plane, above, below, left, right, v, u = _pixels(scores, classes, h, w, y_scale, x_scale, BLOCK)
     is_pixel = x < width
     offset = (image * height + y) * width + x
     label = tl.load(labels + offset, mask=is_pixel, other=0)
-    plane = scores + image * classes * h * w
-    best = _score(plane + above * w, plane + below * w, left, right, v, u)
+    best = _score(plane, above, below, left, right, v, u)
     total = tl.full((BLOCK,), 1, tl.float32)
     # What a label out of range leaves: an error that shows, where an address out of range might not.
     wanted = tl.where(label == 0, best, float("nan"))
     for index in range(1, classes):
         plane += h * w
-        score = _score(plane + above * w, plane + below * w, left, right, v, u)
+        score = _score(plane, above, below, left, right, v, u)
         wanted = tl.where(label == index, score, wanted)
-        ratio = tl.exp(-tl.abs(score - best))
-        total = tl.where(score > best, total * ratio + 1, total + ratio)
+        total = _add_exponential(total, best, score)
         best = tl.where(score > best, score, best)
     normalizer = best + tl.log(total)
     loss = normalizer - wanted
@@ -282,9 +296,8 @@ def _cross_entropy_gradient_kernel(
     BLOCK_X: tl.constexpr,
 ):
     """Each program owns some points of a row, for some classes, and gathers what the pixels around them give."""
-    blocks = (w + BLOCK_X - 1) // BLOCK_X
-    x = (tl.program_id(0) % blocks) * BLOCK_X + tl.arange(0, BLOCK_X)
-    index = ((tl.program_id(0) // blocks) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
+    x, group = block_of_row(w, BLOCK_X)
+    index = (group * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
     y, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     mask, plane = (index < classes) & (x < w)[None, :], (image * classes + index) * h * w
     a_before, a_here, a_after = _neighbours(scores + plane + tl.maximum(y - 1, 0) * w, x, w, mask)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels_segformer import interpolate, jit, lerp, tl
+from .kernels_segformer import block_of_row, interpolate, jit, lerp, tl
 
 # Channels and pixels of a program of the channels-last kernels: neighbouring threads take neighbouring channels, with
 # loads of 16 bytes each. See `map_warps`.
@@ -76,14 +76,13 @@ def _depthwise_gelu_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    blocks = (width + BLOCK_W - 1) // BLOCK_W
-    x = (tl.program_id(0) % blocks) * BLOCK_W + tl.arange(0, BLOCK_W)
+    x, group = block_of_row(width, BLOCK_W)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < channels
     first_row = tl.program_id(2).to(tl.int64) * height
     constant = tl.load(bias + channel, mask=is_channel, other=0).to(tl.float32)
     for row in range(ROWS):
-        y = (tl.program_id(0) // blocks) * ROWS + row
+        y = group * ROWS + row
         total = tl.full((BLOCK_W, BLOCK_C), 0, tl.float32) + constant[None, :]
         for tap in tl.static_range(9):
             tap_y, tap_x = y + tap // 3 - 1, x + tap % 3 - 1
@@ -179,13 +178,12 @@ def _upsample_add_relu_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    blocks = (width + BLOCK_W - 1) // BLOCK_W
-    x = (tl.program_id(0) % blocks) * BLOCK_W + tl.arange(0, BLOCK_W)
+    x, group = block_of_row(width, BLOCK_W)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < channels
     image = tl.program_id(2).to(tl.int64)
     for row in range(ROWS):
-        y = (tl.program_id(0) // blocks) * ROWS + row
+        y = group * ROWS + row
         mask = ((y < height) & (x < width))[:, None] & is_channel[None, :]
         offset = (image * height + y) * width * channels + x[:, None] * channels + channel[None, :]
         total = tl.load(first + offset, mask=mask, other=0).to(tl.float32)
