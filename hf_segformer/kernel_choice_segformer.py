@@ -25,8 +25,9 @@ _TOLERANCES = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _OTHER_LABELS = 1e-3
 _REPETITIONS = 5
 
-# Whether the kernel is used, for each kind of input seen.
+# Whether the kernel is used, for each kind of input seen, and in words why, for whoever reports it.
 _decisions: dict[tuple, bool] = {}
+_reasons: dict[tuple, str] = {}
 
 
 def choose(name: str, plain: Callable, *arguments, by_time: bool = True):
@@ -112,21 +113,27 @@ def _kind(argument):
 
 def _decide(kind: tuple, plain: Callable, arguments: tuple, by_time: bool):
     """Result of the better way, which is remembered."""
-    expected, reason = plain(*arguments), None
+    expected, failure = plain(*arguments), None
     _decisions[kind] = False
     try:
         kernel = _kernels()[kind[0]]
         actual = kernel(*arguments)
-        if _agrees(expected, actual):
-            _decisions[kind] = not by_time or _time(lambda: kernel(*arguments)) < _time(lambda: plain(*arguments))
+        if not _agrees(expected, actual):
+            failure = f"its result differs{_by_how_much(expected, actual)}"
+        elif by_time:
+            fused, separate = _time(lambda: kernel(*arguments)), _time(lambda: plain(*arguments))
+            _decisions[kind] = fused < separate
+            comparison = "faster" if fused < separate else "slower"
+            _reasons[kind] = f"{comparison} ({fused:.4g} ms against {separate:.4g} ms)"
         else:
-            reason = "its result differs"
+            _decisions[kind], _reasons[kind] = True, "agrees"
     except Exception as error:  # whatever a compiler or driver of another version may raise
-        reason = f"{type(error).__name__}: {error}"
-    if reason is not None:
+        failure = f"{type(error).__name__}: {error}"
+    if failure is not None:
+        _reasons[kind] = failure
         shapes = [tuple(argument.shape) for argument in arguments if isinstance(argument, Tensor)]
         warnings.warn(
-            f"the GPU kernel {kind[0]} is not used for {arguments[0].dtype} tensors of shapes {shapes}: {reason}",
+            f"the GPU kernel {kind[0]} is not used for {arguments[0].dtype} tensors of shapes {shapes}: {failure}",
             stacklevel=3,
         )
     return actual if _decisions[kind] else expected
@@ -145,6 +152,19 @@ def _agrees(expected, actual) -> bool:
     difference = (expected.float() - actual.float()).abs()
     is_same = (expected == actual) | (expected.isnan() & actual.isnan())
     return bool((is_same | (difference <= _TOLERANCES[expected.dtype] * largest)).all())
+
+
+def _by_how_much(expected, actual) -> str:
+    """Of the first two tensors that do not agree, where they can be compared."""
+    if isinstance(expected, tuple) and isinstance(actual, tuple) and len(expected) == len(actual):
+        return next(_by_how_much(*pair) for pair in zip(expected, actual, strict=True) if not _agrees(*pair))
+    if not (isinstance(expected, Tensor) and isinstance(actual, Tensor) and expected.shape == actual.shape):
+        return ""
+    if not expected.is_floating_point():
+        return f" at {float((expected != actual).float().mean()):.3g} of the pixels"
+    return (
+        f" by up to {float((expected - actual).abs().max()):.3g}, its values reach {float(expected.abs().max()):.3g}"
+    )
 
 
 def _time(function: Callable[[], object]) -> float:

@@ -18,6 +18,7 @@ from textbook_head import make
 @pytest.fixture(autouse=True)
 def no_decisions(monkeypatch):
     monkeypatch.setattr(kernel_choice_segformer, "_decisions", {})
+    monkeypatch.setattr(kernel_choice_segformer, "_reasons", {})
 
 
 @pytest.fixture
@@ -96,10 +97,10 @@ def broken(x):
 @pytest.mark.parametrize(
     "kernel, reason",
     [
-        (lambda x: x + 1.1, "differs"),
+        (lambda x: x + 1.1, "differs by up to 0.1, its values reach 2"),
         (lambda x: (x + 1)[1:], "differs"),
         (lambda x: (x + 1).double(), "differs"),
-        (lambda x: x * float("nan"), "differs"),
+        (lambda x: x * float("nan"), "differs by up to nan"),
         (lambda x: None, "differs"),
         (broken, "RuntimeError: out of shared memory"),
     ],
@@ -109,6 +110,8 @@ def test_a_kernel_that_fails_is_warned_about_once(kernel, reason, by_time, gpu):
     with pytest.warns(UserWarning, match=rf"kernel fake is not used for torch.float32 .*\(3,\).*{reason}") as caught:
         assert torch.equal(gpu.run(x, by_time=by_time), x + 1)
     assert len(caught) == 1
+    assert list(kernel_choice_segformer._reasons) == list(kernel_choice_segformer._decisions)
+    assert reason in kernel_choice_segformer._reasons.popitem()[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gpu.calls.clear()
@@ -129,6 +132,13 @@ def test_agreement():
     assert agrees(labels, other)
     other[:10] = 1
     assert not agrees(labels, other)
+
+
+def test_how_much_results_differ():
+    tell, ones = kernel_choice_segformer._by_how_much, torch.ones(4)
+    assert tell((ones, ones), (ones, 3 * ones)) == " by up to 2, its values reach 1"
+    assert tell((ones.long(), None), (torch.tensor([1, 1, 0, 1]), None)) == " at 0.25 of the pixels"
+    assert tell((ones, None), (ones, ones)) == tell((ones,), (ones, ones)) == tell(ones, ones[1:]) == ""
 
 
 def test_when_no_kernel_may_be_used(gpu, monkeypatch):
