@@ -103,6 +103,7 @@ def run(args: TrainArguments, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         metrics = collect_metrics(matrix, data, progress, seconds=time.monotonic() - started)
         ran = {"launch": describe_launch(accelerator), "changes": progress.changes}
+        ran["bad_samples"] = progress.bad_samples
         export(args, recipe, model, image_processor, data, matrix, metrics, progress, ran)
         print_summary(args, recipe, data, matrix, metrics)
         if args.push_to_hub:
@@ -263,7 +264,7 @@ def train(
         )
         if logs or evaluates or saves:
             guard.look()
-            progress.bad_samples = gather_bad_samples(accelerator, progress)
+            gather_bad_samples(accelerator, progress)
         if logs and losses:
             speed = args.global_batch_size * (progress.step - timed[0]) / (time.monotonic() - timed[1])
             entry = log_losses(accelerator, losses, progress, factor * args.learning_rate)
@@ -290,11 +291,10 @@ def files_of_step(loader: DataLoader, step: int) -> list[str]:
     return [loader.dataset.file_of(draw) for draw in loader.batch_sampler.draws_of(step)]
 
 
-def gather_bad_samples(accelerator: Accelerator, progress: Progress) -> list[dict]:
-    """The samples that any process has passed over so far, by draw; the same list in all."""
-    samples = gather_object(progress.bad_samples)
-    unique = {(sample["draw"], sample["attempt"]): sample for sample in samples}
-    return [unique[key] for key in sorted(unique)]
+def gather_bad_samples(accelerator: Accelerator, progress: Progress) -> None:
+    """Give all processes the list of samples that any of them has passed over so far, by draw."""
+    found = {(sample["draw"], sample["attempt"]): sample for sample in gather_object(progress.bad_samples)}
+    progress.bad_samples = [found[key] for key in sorted(found)]
 
 
 def take_step(
@@ -303,7 +303,10 @@ def take_step(
     """One optimizer step over all micro-batches and processes; returns this process's part of the mean loss."""
     batches = [next(loader) for _ in range(args.gradient_accumulation_steps)]
     for batch in batches:
-        progress.bad_samples += batch.pop("bad_samples", [])
+        found = batch.pop("bad_samples", [])
+        progress.bad_samples += found
+        for sample in found:
+            tqdm.write(f"passed over: {sample['reason']}")
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
     # Dividing by the pixels of the whole step gives the same gradient however the step is cut into pieces.
     counts = accelerator.reduce(sum(loss_function.counts(batch["labels"]) for batch in batches), "sum")
@@ -367,6 +370,7 @@ def collect_metrics(matrix: ConfusionMatrix, data: SegmentationData, progress: P
         thin = [ious[name] for name in data.thin_classes]
         metrics["mean_iou_thin_classes"] = sum(thin) / len(thin)
     metrics |= {"class_names": list(data.class_names), "step": progress.step, "seconds": round(seconds, 1)}
+    metrics["bad_samples"] = len(progress.bad_samples)
     progress.history.append({"step": progress.step, "mean_iou": metrics["mean_iou"]})
     return metrics
 
@@ -424,6 +428,8 @@ def draw_pictures(args, model, image_processor, data: SegmentationData, folder: 
 def print_summary(args, recipe: Recipe, data: SegmentationData, matrix: ConfusionMatrix, metrics: dict) -> None:
     """Results, and how to go on."""
     print(f"\n{matrix.table(data.class_names)}\n")
+    if metrics["bad_samples"]:
+        print(f"{metrics['bad_samples']} samples were passed over and replaced by others; recipe.json lists them")
     if "mean_iou_thin_classes" in metrics:
         print(f"thin classes ({', '.join(data.thin_classes)}): mIoU {100 * metrics['mean_iou_thin_classes']:.2f}")
     if recipe.published.mean_iou is not None:

@@ -35,7 +35,7 @@ def make_accelerator(mixed_precision: str | None = None, **options: Any) -> Acce
         # every loss.
         counting = GradientAccumulationPlugin(num_steps=1)
         accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=counting, **options)
-    except (ImportError, NotImplementedError) as error:
+    except (ImportError, NotImplementedError, RuntimeError) as error:  # the last from plugins that find no GPU
         raise ValueError(f"accelerate cannot do what its configuration asks for: {error}") from error
     _check_processes(accelerator)
     return accelerator

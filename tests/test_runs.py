@@ -1,0 +1,358 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training runs that meet faults: another precision, divergence, damaged states, second processes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from test_examples import environment, launch
+
+from hf_segformer import SegformerForSemanticSegmentation
+from hf_segformer.training import DivergenceGuard, RunLock, find_state, non_finite
+from scene_folder import EXAMPLES, example_module, write_scene_folder
+
+SMALL = ["--crop_size", "64", "--batch_size", "2", "--num_workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_scene_folder(tmp_path_factory.mktemp("pictures"), 10, 2)
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Function that runs an example script in this process, with functions of it replaced."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+    def call(*arguments, script="train", **replaced):
+        AcceleratorState._reset_state(True)
+        module = example_module(script)
+        for name, make in replaced.items():
+            monkeypatch.setattr(module, name, make(getattr(module, name)))
+        small = SMALL if script == "train" else SMALL[2:]
+        module.main([str(part) for part in ("--dataset", "folder", "--data_root", folder, *small, *arguments)])
+
+    yield call
+    AcceleratorState._reset_state(True)
+
+
+def weights_of(output_dir):
+    return load_file(output_dir / "model.safetensors")
+
+
+def are_equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- what Accelerate was told
+
+
+def test_the_precision_of_accelerate_config_is_taken(folder, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("distributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n")
+    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 2, *SMALL]
+    for name, flags in (("configured", []), ("flag", ["--mixed_precision", "no"])):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        command += [EXAMPLES / "train.py", *data, "--output_dir", tmp_path / name, *flags]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment())
+        assert done.returncode == 0, done.stderr[-3000:]
+        precision = "no" if flags else "bf16"
+        assert f"mixed_precision {precision}" in done.stdout
+        assert json.loads((tmp_path / name / "recipe.json").read_text())["launch"]["mixed_precision"] == precision
+    assert not are_equal(weights_of(tmp_path / "configured"), weights_of(tmp_path / "flag"))
+
+
+def test_the_accumulation_that_accelerate_was_told(run, tmp_path, monkeypatch, capsys):
+    run("--max_steps", 2, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "flag")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    run("--max_steps", 2, "--output_dir", tmp_path / "environment")
+    assert "gradient_accumulation_steps 2" in capsys.readouterr().out
+    assert json.loads((tmp_path / "environment" / "recipe.json").read_text())["gradient_accumulation_steps"] == 2
+    # Accelerate divides losses by its own number, which is not done twice.
+    assert are_equal(weights_of(tmp_path / "flag"), weights_of(tmp_path / "environment"))
+    run("--max_steps", 2, "--gradient_accumulation_steps", 1, "--output_dir", tmp_path / "outranked")
+    assert json.loads((tmp_path / "outranked" / "recipe.json").read_text())["gradient_accumulation_steps"] == 1
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    with pytest.raises(ValueError, match="ACCELERATE_GRADIENT_ACCUMULATION_STEPS must be a number > 0"):
+        run("--max_steps", 2, "--output_dir", tmp_path / "other")
+
+
+def test_compiler_and_threads_that_accelerate_was_told(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    run("--max_steps", 1, "--output_dir", tmp_path / "out")
+    ran = json.loads((tmp_path / "out" / "recipe.json").read_text())["launch"]
+    assert (ran["dynamo_backend"], ran["num_threads"], ran["num_processes"]) == ("eager", 2, 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    run("--max_steps", 1, "--num_threads", 1, "--output_dir", tmp_path / "flag")
+    assert json.loads((tmp_path / "flag" / "recipe.json").read_text())["launch"]["num_threads"] == 1
+
+
+def test_evaluation_takes_the_precision_too(run, tmp_path, monkeypatch):
+    run("--max_steps", 1, "--output_dir", tmp_path / "out")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for name, flags, precision in (("a", [], "bf16"), ("b", ["--mixed_precision", "no"], "no")):
+        model = ["--model", tmp_path / "out", "--output_dir", tmp_path / name]
+        run(*model, *flags, script="evaluate")
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["mixed_precision"] == precision
+
+
+@pytest.mark.parametrize("precision", ["fp17", "fp8"])
+def test_a_precision_that_is_not_there_is_one_error(precision, run, tmp_path):
+    with pytest.raises(ValueError, match=precision):
+        run("--mixed_precision", precision, "--output_dir", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE"])
+def test_processes_that_do_not_know_of_each_other_are_refused(variable, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv(variable, "2")
+    for script in ("train", "evaluate"):
+        model = ["--model", "unused"] if script == "evaluate" else []
+        with pytest.raises(ValueError, match=f"{variable} says 2 processes, but accelerate runs 1 here"):
+            example_module(script).main([*model, "--output_dir", str(tmp_path / "out")])
+    AcceleratorState._reset_state(True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (
+            None,
+            "WORLD_SIZE says 2 processes, but accelerate runs 1 here, so that each would take itself for the only one",
+        ),
+        ("FSDP", "accelerate cannot do what its configuration asks for: There are currently no available devices"),
+        ("DEEPSPEED", "accelerate cannot do what its configuration asks for: DeepSpeed is not installed"),
+    ],
+)
+def test_two_processes_where_there_are_no_gpus(plugin, message, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += [str(EXAMPLES / "train.py"), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    variables = environment() | ({f"ACCELERATE_USE_{plugin}": "true"} if plugin else {})
+    variables.pop("ACCELERATE_USE_CPU", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=200)
+    assert done.returncode and f"error: {message}" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---- divergence
+
+
+def poison(step, what="gradient", value=float("nan")):
+    """Replaces train.py's `take_step` by one that spoils something in a step, counted from 1."""
+
+    def make(take_step):
+        def spoiled(args, accelerator, model, optimizer, loader, progress, loss_function):
+            bare, hooks = accelerator.unwrap_model(model), []
+            norm = bare.decode_head.batch_norm
+            if progress.step + 1 == step and what == "gradient":
+                hooks.append(norm.weight.register_hook(lambda gradient: torch.full_like(gradient, value)))
+            if progress.step + 1 == step and what == "input":
+                hooks.append(bare.register_forward_pre_hook(lambda module, args: (torch.full_like(args[0], value),)))
+            loss = take_step(args, accelerator, model, optimizer, loader, progress, loss_function)
+            if progress.step == step and what == "statistic":
+                norm.running_var[2] = value
+            for hook in hooks:
+                hook.remove()
+            return loss
+
+        return spoiled
+
+    return make
+
+
+def check_states(output_dir, steps):
+    """Exactly these states are left, and they are good."""
+    states = sorted((output_dir / "states").iterdir()) if (output_dir / "states").exists() else []
+    assert [path.name for path in states] == [f"step-{step:08d}" for step in steps]
+    for path in states:
+        assert non_finite(load_file(path / "model.safetensors")) == []
+    assert find_state(output_dir / "states").passed_over == ()
+
+
+def test_one_bad_gradient_leaves_the_good_states(run, tmp_path):
+    """With the default intervals: of 60 steps, a state every 6 and a logged loss every 20."""
+    whole, spoiled, steps = tmp_path / "whole", tmp_path / "spoiled", ["--max_steps", 60, "--eval_every", 60]
+    run(*steps, "--output_dir", whole)
+    with pytest.raises(FloatingPointError) as raised:
+        run(*steps, "--output_dir", spoiled, take_step=poison(15))
+    message = str(raised.value)
+    assert "are not finite. All was finite after step 12" in message
+    # The loss of the next step is what the spoilt weights show in.
+    assert "the loss of step 16" in message and "Pictures of steps 15 to 16, process 0: " in message
+    sampler, samples = draws(spoiled), re.findall(r"[\w/.-]*\d\.png", message)
+    assert [Path(name).name for name in samples] == [f"{index}.png" for index in sampler]
+    assert f"The last good state is {spoiled}/states/step-00000012. --resume" in message
+    check_states(spoiled, [6, 12])
+    assert not (spoiled / "model.safetensors").exists()
+    run(*steps, "--output_dir", spoiled, "--resume")
+    assert are_equal(weights_of(whole), weights_of(spoiled))
+
+
+def draws(output_dir):
+    """Pictures of steps 15 and 16 of a run of batches of 2 over 10 pictures."""
+    import numpy as np
+
+    order = [np.random.default_rng([0, epoch, 0]).permutation(10) for epoch in range(4)]
+    return [int(order[draw // 10][draw % 10]) for draw in range(2 * 14, 2 * 16)]
+
+
+@pytest.mark.parametrize(
+    ("step", "what", "value", "saved", "named"),
+    [
+        (6, "gradient", float("nan"), [], "No state had been saved"),
+        (8, "gradient", float("nan"), [], "No state had been saved"),
+        (8, "gradient", float("inf"), [4], "decode_head.batch_norm.weight"),
+        (8, "statistic", float("inf"), [4], "decode_head.batch_norm.running_var"),
+        (5, "input", float("nan"), [4], "the loss of step 5"),
+        (1, "statistic", float("nan"), [], "No state had been saved"),
+    ],
+)
+def test_nothing_spoilt_is_saved_evaluated_or_exported(run, tmp_path, step, what, value, saved, named):
+    """The last step counts too."""
+    seen = []
+    every = ["--save_every", 4 if saved else 8, "--eval_every", 3, "--log_every", 100]
+    with pytest.raises(FloatingPointError, match=named):
+        run(
+            *["--max_steps", 8, "--output_dir", tmp_path, *every],
+            take_step=poison(step, what, value),
+            evaluate=lambda evaluate: lambda model, *rest, **o: (seen.append(model), evaluate(model, *rest, **o))[1],
+        )
+    check_states(tmp_path, saved)
+    assert len(seen) == (step - 1) // 3, "a spoilt model was evaluated"
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["states"] if saved else [])
+
+
+def test_a_run_may_go_on_with_other_settings_after_it_diverged(run, tmp_path):
+    arguments = ["--max_steps", 6, "--output_dir", tmp_path, "--save_every", 2]
+    with pytest.raises(FloatingPointError, match="--allow_changes"):
+        run(*arguments, take_step=poison(3))
+    slower = [*arguments, "--resume", "--learning_rate", "1e-5"]
+    with pytest.raises(ValueError, match=r"learning_rate=1e-05 \(was 6e-05\)"):
+        run(*slower)
+    run(*slower, "--allow_changes")
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe["changes"] == [{"step": 2, "setting": "learning_rate", "before": 6e-05, "after": 1e-5}]
+    assert recipe["learning_rate"] == 1e-5
+    history = json.loads((find_state(tmp_path / "states").path / "progress.json").read_text())["history"]
+    assert history[-1]["learning_rate"] < 1e-5
+    with pytest.raises(ValueError, match="allow_changes goes with resume"):
+        run("--allow_changes", "--output_dir", tmp_path / "other")
+
+
+POISONED_RANK = """
+import sys, torch
+sys.path[:0] = [{examples!r}, {tests!r}]
+import train
+from test_runs import poison
+take_step = train.take_step
+def on_second(args, accelerator, *rest):
+    step = poison(3, "input")(take_step) if accelerator.process_index == 1 else take_step
+    return step(args, accelerator, *rest)
+train.take_step = on_second
+try:
+    train.main()
+except FloatingPointError as error:
+    sys.exit(f"error: {{error}}")
+"""
+
+
+def test_of_two_processes_the_one_with_the_bad_picture_is_named(folder, tmp_path):
+    """Its statistics and loss are its own; all stop together."""
+    script = tmp_path / "poisoned.py"
+    script.write_text(POISONED_RANK.format(examples=str(EXAMPLES), tests=str(Path(__file__).parent)))
+    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 6, "--save_every", 2, *SMALL]
+    done = launch(script, *data, "--output_dir", tmp_path / "out", processes=2, check=False)
+    assert done.returncode
+    lines = {line for line in done.stderr.splitlines() if line.startswith("error:")}
+    assert len(lines) == 1, done.stderr[-3000:]
+    (line,) = lines
+    assert "the loss of step 3" in line and "Pictures of steps 3 to 3" not in line
+    assert "process 0: " in line and "process 1: " in line and "step-00000002" in line
+    check_states(tmp_path / "out", [2])
+
+
+def test_steps_that_the_loss_scaler_skips_do_not_count(tiny_config):
+    AcceleratorState._reset_state(True)
+    model, accelerator = SegformerForSemanticSegmentation(tiny_config()), Accelerator(cpu=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    bare = torch.optim.AdamW(model.parameters())
+    optimizer = AcceleratedOptimizer(bare, scaler=scaler)
+    guard = DivergenceGuard(accelerator, model, bare, lambda step: [])
+    scaler.scale(torch.zeros(()))  # which sets it up
+    for factor in (1.0, float("inf"), float("nan"), 1.0):
+        loss = factor * model(torch.randn(1, 3, 32, 32), labels=torch.ones(1, 32, 32).long()).loss
+        (2.0**10 * loss).backward()
+        scaler._scale.fill_(2.0**10)
+        optimizer.step()
+        assert optimizer.step_was_skipped == (factor != 1)
+        guard.record(loss.detach(), optimizer.step_was_skipped)
+        optimizer.zero_grad()
+        guard.look()
+    for _ in range(100):
+        guard.record(torch.tensor(float("nan")), was_skipped=True)
+    with pytest.raises(FloatingPointError, match=r"skipped the last 100 steps \(up to step 104\).*bf16"):
+        guard.look()
+
+
+# ---- damaged states, second runs
+
+
+def test_a_run_resumes_from_the_newest_state_that_is_whole(run, tmp_path, capsys):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    arguments = ["--max_steps", 6, "--save_every", 2, "--eval_every", 6]
+    run(*arguments, "--output_dir", whole)
+    with pytest.raises(FloatingPointError):
+        run(*arguments, "--output_dir", damaged, take_step=poison(6))
+    path = damaged / "states" / "step-00000004" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 1
+    path.write_bytes(content)
+    run(*arguments, "--output_dir", damaged, "--resume")
+    printed = capsys.readouterr().out
+    assert f"saved state passed over: {path} is damaged" in printed and "resuming at step 2" in printed
+    assert are_equal(weights_of(whole), weights_of(damaged))
+    for state in (damaged / "states").iterdir():
+        (state / "optimizer.pt").write_bytes(b"")
+    before = weights_of(damaged)
+    with pytest.raises(ValueError, match=r"no saved state in .* can be resumed: .*step-00000006.*; .*step-00000004"):
+        run(*arguments, "--output_dir", damaged, "--resume")
+    assert are_equal(before, weights_of(damaged))
+
+
+def test_two_runs_started_together_take_two_folders(folder, tmp_path):
+    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 1, *SMALL]
+    command = [sys.executable, EXAMPLES / "train.py", *map(str, data)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes) for _ in range(2)]
+    for process in both:
+        _, error = process.communicate()
+        assert process.returncode == 0, error[-3000:]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["folder-b0", "folder-b0.2"]
+    for name in ("folder-b0", "folder-b0.2"):
+        assert (tmp_path / "runs" / name / "model.safetensors").exists()
+        assert not (tmp_path / "runs" / name / ".lock").exists()
+
+
+def test_a_second_resume_is_refused_while_the_first_runs(folder, tmp_path, run):
+    run("--max_steps", 2, "--output_dir", tmp_path / "out")
+    lock = RunLock(tmp_path / "out")
+    command = [sys.executable, EXAMPLES / "train.py", "--dataset", "folder", "--data_root", folder, "--max_steps", "2"]
+    command += [*SMALL, "--output_dir", tmp_path / "out", "--resume"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment())
+    lock.release()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: output_dir {tmp_path / 'out'} is in use by process {os.getpid()} of" in done.stderr
