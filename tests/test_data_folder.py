@@ -279,12 +279,12 @@ def test_class_file_formats(tmp_path, file, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON"),
-        ("3", "expected names, a list or a mapping from id to name, got int"),
+        ("{", "Expecting property name"),
+        ('{"names": 3}', "class names must be a list or a mapping from id to name, got 3"),
         ("[]", "at least one class name is needed"),
         ('["a", "b", "a"]', "class names must be unique, repeated: a"),
         ('{"0": "a", "2": "b"}', r"ids must be 0\.\.1 without gaps, got \[0, 2\]"),
-        ('{"zero": "a"}', r"ids must be integers, got \['zero'\]"),
+        ('{"zero": "a"}', r"ids must be integers, got 'zero'"),
         ('{"names": ["a", "b"], "palette": [[1, 2, 3]]}', "one colour per class, got 1 for 2 classes"),
         (
             '{"names": ["a"], "palette": [[1, 2, 300]]}',

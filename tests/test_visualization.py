@@ -255,13 +255,13 @@ def test_legend_lists_only_the_classes_that_occur(monkeypatch):
     truth[:9], truth[9:12], prediction[:5] = 2, 30, 4
     entries, shown = legend_of(truth, prediction, 40, monkeypatch)
     palette = palette_for(40)
-    assert entries == [(f"class {i}", tuple(palette[i].tolist())) for i in (2, 4, 7, 30)]
+    assert entries == [(i, f"class {i}", tuple(palette[i].tolist())) for i in (2, 4, 7, 30)]
     assert [i for i in range(40) if has_color(shown, palette[i])] == [2, 4, 7, 30]
 
 
 def test_legend_without_truth(monkeypatch):
     entries, _ = legend_of(None, np.array([[3, 1], [255, 1]]), 5, monkeypatch)
-    assert [name for name, _ in entries] == ["class 1", "class 3"]
+    assert [name for _, name, _ in entries] == ["class 1", "class 3"]
 
 
 def test_legend_of_150_classes_with_long_names_shows_every_swatch_once(monkeypatch):
