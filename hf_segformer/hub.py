@@ -325,7 +325,7 @@ def push_folder(
     else:
         card = _new_card(folder, contents, repo_id, dataset=dataset, config=config)
     _state_license(card, readme, {"license": license, "license_name": license_name, "license_link": license_link})
-    _check_pictures(str(card), readme, contents)
+    _check_pictures(card.text, readme, contents)
     contents = _with_auto_maps(contents, with_code)
     api = HfApi(token=token)
     with _explained(repo_id):

@@ -14,7 +14,7 @@ from typing import Any
 from .texts import short_repr
 
 _MAX_BYTES = 16 * 2**20
-_MAX_DIGITS = 1000
+_MAX_DIGITS = 300  # so that a float can hold it
 _KINDS = {dict: "an object", list: "a list"}
 
 

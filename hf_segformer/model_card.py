@@ -154,12 +154,12 @@ def _head(config: SegformerConfig | None) -> str:
 
 
 def _use_section(model: str, config: SegformerConfig | None, with_code: bool) -> str:
-    call = _CALLS[_head(config)].format(model=json.dumps(public_path(model)))
+    call = _CALLS[_head(config)].format(model=json.dumps(public_path(model), ensure_ascii=False))
     if config is not None and config.decoder_hidden_size is None:
         note = "needed: the built-in classes refuse this decode head"
     else:
         note = "faster; without it the built-in classes load this model as well"
-    text = fenced(f"import hf_segformer  # {note}\n{call}", "python")
+    text = fenced(f"import hf_segformer  # {note}\n{call}", "python", limit=10_000)  # whole, or it would not run
     if with_code:
         text += (
             "\n\nThe repository also holds the code of these classes (Apache-2.0): without `hf_segformer` installed, "

@@ -86,7 +86,8 @@ def markdown_text(text: Any, limit: int = TEXT_LIMIT) -> str:
 
 def code_span(text: Any, limit: int = TEXT_LIMIT) -> str:
     """The same as code."""
-    text = one_line(text, limit)
+    if not (text := one_line(text, limit)):
+        return ""  # two backticks would open a span
     fence = "`" * _unused_run(text, start=1)
     return f"{fence} {text} {fence}" if len(fence) > 1 or text != text.strip() else f"{fence}{text}{fence}"
 
@@ -108,14 +109,15 @@ def without_code(markdown: str) -> str:
     return re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", markdown)
 
 
-def fenced(text: str, language: str = "") -> str:
+def fenced(text: str, language: str = "", limit: int = 2 * TEXT_LIMIT) -> str:
     """Lines of text as a block of code, which nothing in them can close.
 
     Args:
         text: The lines.
         language: What to highlight them as.
+        limit: Columns of a line at most.
     """
-    text = "\n".join(one_line(line, 2 * TEXT_LIMIT) for line in text.split("\n"))
+    text = "\n".join(one_line(line, limit) for line in text.split("\n"))
     fence = "`" * _unused_run(text, start=3)
     return f"{fence}{language}\n{text}\n{fence}"
 
