@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
 from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
 from hf_segformer.data import DataArguments, SegmentationData, check_dataset
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
+from hf_segformer.launch import make_accelerator
 from hf_segformer.metrics import ConfusionMatrix, atomic_file, write_metrics
 from hf_segformer.protocols import ProtocolArguments
 from hf_segformer.robustness import average_scores, chosen_corruptions, robustness_plot, robustness_table
@@ -59,9 +59,16 @@ class EvaluateArguments(ProtocolArguments, DataArguments):
         default=None, metadata={"help": "Folder with ImageNet-C's photographs of frost; drawn if left out."}
     )
     batch_size: int = field(default=8, metadata={"help": "Images per process and forward pass."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, fp16 or bf16; what `accelerate config` says if left out, else no."}
+    )
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
-    num_threads: int = field(default=0, metadata={"help": "CPU threads per process; 0 shares all cores."})
+    num_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "CPU threads per process; 0 shares all cores, as is done if OMP_NUM_THREADS gives no number."
+        },
+    )
 
 
 class PredictionFiles:
@@ -92,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"split must be validation or train, got {args.split!r}")
     protocol = args.load_protocol()
     corruptions = chosen_corruptions(args.corruption, args.severity, args.frost_textures) if args.corruption else []
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = make_accelerator(args.mixed_precision)
     share_cpu_threads(accelerator, args.num_threads)
     with accelerator.main_process_first():
         data = args.load_data()
@@ -113,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     metrics = matrix.compute() | {"class_names": list(data.class_names), "images": len(getattr(data, args.split))}
     source = without_paths({"model": args.model, "dataset": data.name})
     metrics |= source | {"split": args.split, "protocol": asdict(protocol)}
+    metrics["mixed_precision"] = accelerator.mixed_precision
     if accelerator.is_main_process:
         report(args, data, matrix, metrics, time.monotonic() - started, protocol.describe())
     scores = {}

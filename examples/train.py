@@ -18,16 +18,16 @@ A run is a function of (seed, step): what a step computes depends on nothing els
 
 import contextlib
 import json
-import math
 import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -38,23 +38,30 @@ from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, ch
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.hub import PushError, model_card, push_folder
 from hf_segformer.inference import segment
+from hf_segformer.launch import (
+    describe_launch,
+    launched_accumulation,
+    make_accelerator,
+    refuse_sharding,
+)
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
 from hf_segformer.protocols import Protocol
 from hf_segformer.recipes import Recipe, recipe_table
 from hf_segformer.texts import listed, without_paths
 from hf_segformer.training import (
+    DivergenceGuard,
     Progress,
     SegmentationLoss,
     TrainArguments,
+    find_state,
     freeze_batch_norm,
     initialize_as_published,
-    latest_state,
     load_encoder,
     load_state,
-    new_run_folder,
     parameter_groups,
     poly_factor,
     read_class_weights,
+    run_folder,
     save_state,
     set_learning_rate,
     step_seed,
@@ -71,10 +78,17 @@ def main(arguments: list[str] | None = None) -> None:
     if args.recipe == "list":
         print(recipe_table())
         return
-    started = time.monotonic()
     accelerator = build_accelerator(args)
     default = f"runs/{args.recipe or f'{Path(args.dataset).name}-{args.variant}'}"
-    args.output_dir = new_run_folder(args.output_dir, default, args.resume, accelerator)
+    with run_folder(args.output_dir, default, args.resume, accelerator, args.take_over) as args.output_dir:
+        run(args, accelerator)
+
+
+def run(args: TrainArguments, accelerator: Accelerator) -> None:
+    """Load, train, evaluate, export, and publish."""
+    started = time.monotonic()
+    accelerator.project_configuration.set_directories(args.output_dir)
+    state = find_last_state(args, accelerator) if args.resume else None
     with accelerator.main_process_first():
         data = args.load_data()
         if accelerator.is_local_main_process:
@@ -84,12 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
     model, image_processor = build_model(args, recipe, data, accelerator)
     check_classes(model, data)
     recipe = recipe.with_config(model.config)
-    progress = train(args, recipe, accelerator, model, image_processor, data)
+    progress = train(args, recipe, accelerator, model, image_processor, data, state)
     accelerator.print("evaluating ...")
     matrix = evaluate_now(args, accelerator, model, image_processor, data, args.tta)
     if accelerator.is_main_process:
         metrics = collect_metrics(matrix, data, progress, seconds=time.monotonic() - started)
-        export(args, recipe, model, image_processor, data, matrix, metrics, progress)
+        ran = {"launch": describe_launch(accelerator), "changes": progress.changes}
+        export(args, recipe, model, image_processor, data, matrix, metrics, progress, ran)
         print_summary(args, recipe, data, matrix, metrics)
         if args.push_to_hub:
             print(f"published: {push_folder(args.output_dir, args.push_to_hub, license=args.license).commit_url}")
@@ -101,17 +116,34 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     """Accelerator, CPU threads, determinism, and how the global batch is made up."""
     # Reusing the order in which gradients become ready needs no unused parameters; giving it up makes restarts exact.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.deterministic)]
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_dir=args.output_dir or "runs",
-        kwargs_handlers=handlers,
+    accelerator = make_accelerator(
+        args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir or "runs", kwargs_handlers=handlers
     )
+    refuse_sharding(accelerator)
+    args.mixed_precision = accelerator.mixed_precision
+    if args.gradient_accumulation_steps is None:
+        args.gradient_accumulation_steps = launched_accumulation()
     share_cpu_threads(accelerator, args.num_threads)
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
-    if plan_note := args.plan_batches(accelerator.num_processes, synchronizes(args, accelerator)).note:
-        accelerator.print(f"note: {plan_note}")
+    plan = args.plan_batches(accelerator.num_processes, synchronizes(args, accelerator))
+    ran = describe_launch(accelerator) | {"gradient_accumulation_steps": plan.gradient_accumulation_steps}
+    accelerator.print("running with", ", ".join(f"{name} {value}" for name, value in ran.items() if value))
+    if plan.note:
+        accelerator.print(f"note: {plan.note}")
     return accelerator
+
+
+def find_last_state(args: TrainArguments, accelerator: Accelerator) -> Path:
+    """The state to resume from, the same for all processes; damaged ones are named and passed over."""
+    states, found = Path(args.output_dir) / "states", [None]
+    if accelerator.is_main_process:
+        found = [find_state(states)]
+    (found,) = broadcast_object_list(found)
+    for reason in found.passed_over:
+        accelerator.print(f"warning: saved state passed over: {reason}")
+    if found.path is None:
+        raise ValueError(f"no saved state in {states} can be resumed: {'; '.join(found.passed_over)}")
+    return found.path
 
 
 def synchronizes(args: TrainArguments, accelerator: Accelerator) -> bool:
@@ -184,8 +216,10 @@ def build_loss(args: TrainArguments, accelerator: Accelerator, data: Segmentatio
     return args.build_loss(data.ignore_index, weights[0])
 
 
-def train(args, recipe: Recipe, accelerator: Accelerator, model, image_processor, data: SegmentationData) -> Progress:
-    """Run the remaining steps; leaves the trained weights in `model`."""
+def train(
+    args, recipe: Recipe, accelerator: Accelerator, model, image_processor, data: SegmentationData, state: Path | None
+) -> Progress:
+    """Run the remaining steps, from a saved state if there is one; leaves the trained weights in `model`."""
     if synchronizes(args, accelerator):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     groups = parameter_groups(
@@ -196,14 +230,16 @@ def train(args, recipe: Recipe, accelerator: Accelerator, model, image_processor
     states, settings = Path(args.output_dir) / "states", args.settings(accelerator.num_processes)
     model.to(accelerator.device)
     progress = Progress(settings=settings)
-    if args.resume:
-        progress = load_state(latest_state(states), model, optimizer, settings, accelerator.scaler)
+    if state is not None:
+        progress = load_state(state, model, optimizer, settings, accelerator.scaler, args.allow_changes)
         accelerator.print(f"resuming at step {progress.step}")
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if args.report_to:
         accelerator.init_trackers("segformer", config=settings)
-    loader = iter(build_loader(args, recipe, accelerator, image_processor, data, progress.step))
-    losses, logged = [], time.monotonic()
+    loader = build_loader(args, recipe, accelerator, image_processor, data, progress.step)
+    guard = DivergenceGuard(accelerator, model, optimizer, partial(files_of_step, loader), progress.step, state)
+    batches = iter(loader)
+    losses, timed = [], (progress.step, time.monotonic())
     bar = tqdm(total=args.max_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
     while progress.step < args.max_steps:
         model.train()
@@ -218,40 +254,63 @@ def train(args, recipe: Recipe, accelerator: Accelerator, model, image_processor
             recipe.decay_from_start,
         )
         set_learning_rate(optimizer, factor)
-        losses.append(take_step(args, accelerator, wrapped, prepared, loader, progress.step, loss_function))
-        progress.step += 1
+        loss = take_step(args, accelerator, wrapped, prepared, batches, progress, loss_function)
+        guard.record(loss, prepared.step_was_skipped)
+        losses += [] if prepared.step_was_skipped else [loss]
         bar.update()
         finished = progress.step == args.max_steps
-        if progress.step % args.log_every == 0 or finished:
-            speed = args.global_batch_size * len(losses) / (time.monotonic() - logged)
+        logs, evaluates, saves = (
+            finished or progress.step % every == 0 for every in (args.log_every, args.eval_every, args.save_every)
+        )
+        if logs or evaluates or saves:
+            guard.look()
+            progress.bad_samples = gather_bad_samples(accelerator, progress)
+        if logs and losses:
+            speed = args.global_batch_size * (progress.step - timed[0]) / (time.monotonic() - timed[1])
             entry = log_losses(accelerator, losses, progress, factor * args.learning_rate)
             bar.set_postfix(
                 loss=f"{entry['loss']:.3f}", lr=f"{entry['learning_rate']:.1e}", images_per_s=f"{speed:.1f}"
             )
-            losses, logged = [], time.monotonic()
-        if progress.step % args.eval_every == 0 and not finished:
+            losses, timed = [], (progress.step, time.monotonic())
+        if evaluates and not finished:
             protocol = Protocol.named(args.protocol)
             matrix = evaluate(model, image_processor, data, accelerator, batch_size=args.batch_size, protocol=protocol)
             log_evaluation(accelerator, matrix, progress, bar)
-            logged = time.monotonic()
-        if (progress.step % args.save_every == 0 or finished) and accelerator.is_main_process:
-            save_state(states, model, optimizer, progress, accelerator.scaler)
+            timed = progress.step, time.monotonic()
+        if saves:
+            guard.last_state = states / f"step-{progress.step:08d}"
+            if accelerator.is_main_process:
+                save_state(states, model, optimizer, progress, accelerator.scaler)
     bar.close()
     accelerator.wait_for_everyone()
     return progress
 
 
+def files_of_step(loader: DataLoader, step: int) -> list[str]:
+    """Names of the pictures that this process reads for an optimizer step, counted from 0."""
+    return [loader.dataset.file_of(draw) for draw in loader.batch_sampler.draws_of(step)]
+
+
+def gather_bad_samples(accelerator: Accelerator, progress: Progress) -> list[dict]:
+    """The samples that any process has passed over so far, by draw; the same list in all."""
+    samples = gather_object(progress.bad_samples)
+    unique = {(sample["draw"], sample["attempt"]): sample for sample in samples}
+    return [unique[key] for key in sorted(unique)]
+
+
 def take_step(
-    args, accelerator: Accelerator, model, optimizer, loader, step: int, loss_function: SegmentationLoss
+    args, accelerator: Accelerator, model, optimizer, loader, progress: Progress, loss_function: SegmentationLoss
 ) -> torch.Tensor:
     """One optimizer step over all micro-batches and processes; returns this process's part of the mean loss."""
     batches = [next(loader) for _ in range(args.gradient_accumulation_steps)]
+    for batch in batches:
+        progress.bad_samples += batch.pop("bad_samples", [])
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
     # Dividing by the pixels of the whole step gives the same gradient however the step is cut into pieces.
     counts = accelerator.reduce(sum(loss_function.counts(batch["labels"]) for batch in batches), "sum")
     total = torch.zeros((), device=accelerator.device)
     for micro_step, batch in enumerate(batches):
-        torch.manual_seed(step_seed(args.seed, step, micro_step, accelerator.process_index))
+        torch.manual_seed(step_seed(args.seed, progress.step, micro_step, accelerator.process_index))
         last = micro_step == len(batches) - 1
         with _sync(accelerator, model, last):
             with accelerator.autocast():
@@ -262,6 +321,7 @@ def take_step(
         total += loss.detach()
     optimizer.step()
     optimizer.zero_grad()
+    progress.step += 1
     return total
 
 
@@ -283,13 +343,8 @@ def evaluate_now(args, accelerator: Accelerator, model, image_processor, data, t
 
 
 def log_losses(accelerator: Accelerator, losses: list[torch.Tensor], progress: Progress, learning_rate: float) -> dict:
-    """Log the mean loss since the last call; stops a run whose loss is no number any more."""
+    """Log the mean loss since the last call."""
     loss = accelerator.reduce(torch.stack(losses), "sum").mean().item()
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss} before step {progress.step}: lower --learning_rate, or train with "
-            "--mixed_precision no; the last saved state is kept"
-        )
     entry = {"step": progress.step, "loss": loss, "learning_rate": learning_rate}
     progress.history.append(entry)
     accelerator.log({"loss": loss, "learning_rate": learning_rate}, step=progress.step)
@@ -317,7 +372,7 @@ def collect_metrics(matrix: ConfusionMatrix, data: SegmentationData, progress: P
     return metrics
 
 
-def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, progress) -> None:
+def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, progress, ran: dict) -> None:
     """Put everything into the output folder; each file appears whole."""
     output_dir, protocol = Path(args.output_dir), Protocol.named(args.protocol, args.tta)
     size = f"shorter side {args.image_size} pixels, ratio kept; " if protocol.resize == "processor" else ""
@@ -326,7 +381,7 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         write_metrics(metrics, folder / "metrics.json")
-        public = without_paths(recipe.to_dict())
+        public = without_paths(recipe.to_dict() | ran)
         (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n")
         (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n", encoding="utf-8")
         learning_curve(progress.history, folder / "learning_curve.png")

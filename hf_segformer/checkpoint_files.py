@@ -175,7 +175,7 @@ def _read_weights(files: list[Path], ema: bool) -> Checkpoint:
         if path.suffix == ".safetensors":
             tensors = _read_safetensors(path)
         else:
-            loaded = _read_pickle(path)
+            loaded = read_pickle(path)
             tensors = _unwrap(loaded, path, ema, checkpoint)
             _read_metadata(loaded, checkpoint)
         _check_tensors(tensors, path)
@@ -210,7 +210,7 @@ class _Unread:
         pass
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             _check_before_unpickling(file)

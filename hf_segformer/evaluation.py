@@ -162,15 +162,19 @@ def check_classes(model: nn.Module, data: SegmentationData) -> None:
         )
 
 
-def share_cpu_threads(accelerator: Accelerator, num_threads: int = 0) -> None:
+def share_cpu_threads(accelerator: Accelerator, num_threads: int | None = None) -> None:
     """Give each process its part of this machine's cores; nothing on other devices.
 
-    `accelerate launch` starts CPU processes with one thread each, however many cores there are.
+    `accelerate launch` starts CPU processes with one thread each where nobody asked for a number.
 
     Args:
         accelerator: Tells the device and the number of processes.
-        num_threads: Threads for this process; 0 shares all cores evenly.
+        num_threads: Threads for this process; 0 shares all cores evenly, and so does None unless OMP_NUM_THREADS
+            asks for two or more.
     """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if num_threads is None and asked.isdigit() and int(asked) > 1:
+        num_threads = int(asked)
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(num_threads or max(len(os.sched_getaffinity(0)) // local_processes, 1))

@@ -21,9 +21,9 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 
 import hf_segformer
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.data import draw_scene, load_scenes
+from hf_segformer.data import draw_scene
+from scene_folder import EXAMPLES, write_scene_folder
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = ["--crop_size", "64", "--batch_size", "2", "--log_every", "1", "--num_workers", "1"]
 
 
@@ -47,18 +47,8 @@ def environment():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A user's own data: 10 training and 5 validation pictures of 72x96, which no batch size divides."""
-    root = tmp_path_factory.mktemp("pictures")
-    names = load_scenes(num_train=1, num_validation=1).class_names
-    (root / "classes.json").write_text(json.dumps({"names": list(names)}))
-    for split, count in (("train", 10), ("val", 5)):
-        for kind in ("images", "annotations"):
-            (root / split / kind).mkdir(parents=True)
-        for index in range(count):
-            image, label = draw_scene(index + (1000 if split == "val" else 0))
-            Image.fromarray(image[:72, :96]).save(root / split / "images" / f"{index}.png")
-            Image.fromarray(label[:72, :96].astype(np.uint8)).save(root / split / "annotations" / f"{index}.png")
-    return root
+    """A user's own data: 10 training and 5 validation pictures."""
+    return write_scene_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

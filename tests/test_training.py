@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups, schedules, initial weights, encoders, batches and saved state."""
 
-import json
 import math
 
 import pytest
@@ -19,18 +18,14 @@ from hf_segformer import (
 from hf_segformer.checkpoints import export_state_dict
 from hf_segformer.training import (
     BatchPlan,
-    Progress,
     count_pixels,
     cross_entropy_sum,
     freeze_batch_norm,
     initialize_as_published,
-    latest_state,
     load_encoder,
-    load_state,
     parameter_groups,
     plan_batches,
     poly_factor,
-    save_state,
     set_learning_rate,
     step_seed,
     synchronizes_batch_norm,
@@ -305,58 +300,3 @@ def test_step_seeds_differ():
     seeds = {step_seed(s, t, m, r) for s in range(3) for t in range(20) for m in range(3) for r in range(3)}
     assert len(seeds) == 3 * 20 * 3 * 3
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-@pytest.fixture
-def run(tiny_config):
-    torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(tiny_config())
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3))
-    model(torch.randn(2, 3, 32, 32), labels=torch.randint(0, 5, (2, 32, 32))).loss.backward()
-    optimizer.step()
-    return model, optimizer
-
-
-def test_state_round_trips(run, tiny_config, tmp_path):
-    model, optimizer = run
-    progress = Progress(7, [{"step": 7, "loss": 0.5}], {"seed": 3, "size": (1, 2)})
-    path = save_state(tmp_path, model, optimizer, progress)
-    assert latest_state(tmp_path) == path
-    fresh = SegformerForSemanticSegmentation(tiny_config())
-    other = torch.optim.AdamW(parameter_groups(fresh, 1e-3))
-    loaded = load_state(path, fresh, other, {"seed": 3, "size": (1, 2)})
-    assert (loaded.step, loaded.history) == (7, progress.history)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, fresh.state_dict()[name]), name
-    ours, theirs = optimizer.state_dict(), other.state_dict()
-    assert ours["param_groups"] == theirs["param_groups"]
-    for index, state in ours["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, theirs["state"][index][name])
-    with pytest.raises(ValueError, match=r"cannot resume .*seed=4 \(was 3\)"):
-        load_state(path, fresh, other, {"seed": 4, "size": (1, 2)})
-
-
-def test_only_complete_states_count(run, tmp_path):
-    model, optimizer = run
-    assert latest_state(tmp_path) is None
-    for step in (9, 10, 11, 100):
-        save_state(tmp_path, model, optimizer, Progress(step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000011", "step-00000100"]
-    (tmp_path / ".step-00000200.tmp").mkdir()  # what a killed process leaves
-    assert latest_state(tmp_path).name == "step-00000100"
-    save_state(tmp_path, model, optimizer, Progress(200))
-    assert json.loads((latest_state(tmp_path) / "progress.json").read_text())["step"] == 200
-
-
-def test_failed_write_leaves_the_last_state(run, tmp_path, monkeypatch):
-    model, optimizer = run
-    save_state(tmp_path, model, optimizer, Progress(1))
-
-    def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save_state(tmp_path, model, optimizer, Progress(2))
-    assert latest_state(tmp_path).name == "step-00000001"

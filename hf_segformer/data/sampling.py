@@ -58,6 +58,10 @@ class TrainingSamples(Dataset):
             self._order = (epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(len(self)))
         return int(self._order[1][position])
 
+    def file_of(self, draw: int) -> str:
+        """Return the name of the picture that a draw shows."""
+        return self._rows[self.index_of(draw)]["file_name"]
+
     def __getitem__(self, draw: int) -> Mapping[str, torch.Tensor]:
         """Return `pixel_values` float32 (3, h, w) and `labels` int64 (h, w) of a draw.
 
@@ -114,9 +118,17 @@ class DrawSampler(Sampler[list[int]]):
         micro_batch = self.start_step * self.gradient_accumulation_steps
         end = None if self.stop_step is None else self.stop_step * self.gradient_accumulation_steps
         while end is None or micro_batch < end:
-            first = (micro_batch * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            yield self._draws(micro_batch)
             micro_batch += 1
+
+    def draws_of(self, step: int) -> list[int]:
+        """Return the draw numbers of this rank in an optimizer step."""
+        first = step * self.gradient_accumulation_steps
+        return [draw for index in range(self.gradient_accumulation_steps) for draw in self._draws(first + index)]
+
+    def _draws(self, micro_batch: int) -> list[int]:
+        first = (micro_batch * self.world_size + self.rank) * self.batch_size
+        return list(range(first, first + self.batch_size))
 
     def __len__(self) -> int:
         """Number of micro-batches; only with a `stop_step`."""

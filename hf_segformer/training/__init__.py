@@ -5,32 +5,39 @@
 from .arguments import TrainArguments
 from .batches import BatchPlan, freeze_batch_norm, plan_batches, synchronizes_batch_norm
 from .class_weights import class_weights_from_counts, count_class_pixels, read_class_weights
+from .finite import DivergenceGuard, non_finite
 from .initialization import initialize_as_published, load_encoder
 from .losses import SegmentationLoss, count_pixels, cross_entropy_sum, parse_losses
 from .parameter_groups import parameter_groups
+from .run_lock import FolderInUse, RunLock
 from .schedules import poly_factor, set_learning_rate
-from .state import Progress, latest_state, load_state, new_run_folder, save_state, step_seed
+from .state import Progress, find_state, latest_state, load_state, run_folder, save_state, step_seed
 
 __all__ = [
     "BatchPlan",
+    "DivergenceGuard",
+    "FolderInUse",
     "Progress",
+    "RunLock",
     "SegmentationLoss",
     "TrainArguments",
     "class_weights_from_counts",
     "count_class_pixels",
     "count_pixels",
     "cross_entropy_sum",
+    "find_state",
     "freeze_batch_norm",
     "initialize_as_published",
     "latest_state",
     "load_encoder",
     "load_state",
-    "new_run_folder",
+    "non_finite",
     "parameter_groups",
     "parse_losses",
     "plan_batches",
     "poly_factor",
     "read_class_weights",
+    "run_folder",
     "save_state",
     "set_learning_rate",
     "step_seed",

@@ -15,7 +15,7 @@ from .losses import SegmentationLoss
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {"output_dir", "data_root", "resume", "eval_every", "save_every", "log_every", "num_workers", "report_to"}
-_FREE |= {"push_to_hub", "license", "protocol", "tta"}
+_FREE |= {"push_to_hub", "license", "protocol", "tta", "allow_changes", "take_over"}
 # Flags whose default is the recipe's field of the same name.
 _FROM_RECIPE = ("variant", "max_steps", "learning_rate", "head_multiplier", "weight_decay", "crop_size", "loss")
 _FROM_RECIPE += ("loss_average", "protocol")
@@ -65,6 +65,14 @@ class TrainArguments(DataArguments):
     resume: bool = field(
         default=False, metadata={"help": "Go on with the run in output_dir from its last saved state."}
     )
+    allow_changes: bool = field(
+        default=False,
+        metadata={"help": "With resume: other settings than before are taken, and listed in recipe.json."},
+    )
+    take_over: bool = field(
+        default=False,
+        metadata={"help": "Take output_dir from a run on another machine that is known to have ended."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and dropout."})
     max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps."})
     global_batch_size: int | None = field(
@@ -73,7 +81,8 @@ class TrainArguments(DataArguments):
     )
     batch_size: int | None = field(default=None, metadata={"help": "Images per process and forward pass."})
     gradient_accumulation_steps: int | None = field(
-        default=None, metadata={"help": "Forward passes per optimizer step; follows from the global batch."}
+        default=None,
+        metadata={"help": "Forward passes per optimizer step; Accelerate's if it was told, else by the global batch."},
     )
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate of the encoder."})
     head_multiplier: float | None = field(
@@ -104,7 +113,9 @@ class TrainArguments(DataArguments):
     focal_gamma: float = field(default=2.0, metadata={"help": "focal: exponent."})
     sync_batch_norm: bool = field(default=True, metadata={"help": "Several GPUs: BatchNorm over all of them."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "BatchNorm keeps its stored statistics."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, fp16 or bf16; what `accelerate config` says if left out, else no."}
+    )
     deterministic: bool = field(
         default=False, metadata={"help": "Bit-equal resuming with three or more processes and on GPUs; slower."}
     )
@@ -119,7 +130,12 @@ class TrainArguments(DataArguments):
     save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
-    num_threads: int = field(default=0, metadata={"help": "CPU threads per process; 0 shares all cores."})
+    num_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "CPU threads per process; 0 shares all cores, as do runs without a number in OMP_NUM_THREADS."
+        },
+    )
     push_to_hub: str | None = field(default=None, metadata={"help": "Repository owner/name to publish the result in."})
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
     report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
@@ -161,6 +177,10 @@ class TrainArguments(DataArguments):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.warmup_steps < self.max_steps:
             raise ValueError(f"warmup_steps must be in [0, max_steps={self.max_steps}), got {self.warmup_steps}")
+        if self.num_threads is not None and self.num_threads < 0:
+            raise ValueError(f"num_threads must be >= 0, got {self.num_threads}")
+        if self.allow_changes and not self.resume:
+            raise ValueError("allow_changes goes with resume")
         if self.model and self.encoder:
             raise ValueError(f"encoder must be left out with model, which has one, got {self.encoder!r}")
         self.build_loss()
@@ -203,4 +223,4 @@ class TrainArguments(DataArguments):
     def settings(self, num_processes: int) -> dict[str, Any]:
         """What determines the weights a run ends with; a resumed run must agree on it."""
         kept = {name: value for name, value in asdict(self).items() if name not in _FREE}
-        return kept | {"num_processes": num_processes}
+        return kept | {"num_processes": num_processes, "num_threads": self.num_threads or 0}

@@ -1,29 +1,47 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Resumable training state: small, and on disk either whole or not at all.
+"""Resumable training state: small, on disk either whole or not at all, and read back only if it is what was written.
 
 A run is a function of (seed, step): data order, augmentation, dropout and learning rate follow from the step. So the
-state is weights, optimizer, loss scaler, the step and what was logged.
+state is weights, optimizer, loss scaler, the step, and what was logged and skipped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
+
+from ..checkpoint_files import read_pickle
+from ..files import fsync_path, replace_path
+from .finite import non_finite, optimizer_tensors
+from .run_lock import FolderInUse, RunLock, is_occupied
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_PREFIX = "step-"
+# Version 0.1 wrote format 1, which has no checksums.
+_FORMAT = 2
+_STATE_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY_NAME = re.compile(r"\.(step-\d{8,}\.tmp|(new|old)-step-\d{8,}-[0-9a-f]{32})")
+_FILES = ("model.safetensors", "optimizer.pt", "progress.json")
+_CHECKSUMS = "checksums.json"
 
 
 @dataclass
@@ -34,11 +52,15 @@ class Progress:
         step: Optimizer steps taken.
         history: Logged values, one dict a log entry with the keys `step`, `loss`, `learning_rate` or `mean_iou`.
         settings: Arguments that determine the run; a resumed run must have the same.
+        bad_samples: Samples that were passed over: `draw`, `attempt`, `file_name` and `reason` of each.
+        changes: Settings that were changed on the way: `step`, `setting`, `before` and `after` of each.
     """
 
     step: int = 0
     history: list[dict] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+    bad_samples: list[dict] = field(default_factory=list)
+    changes: list[dict] = field(default_factory=list)
 
 
 def step_seed(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> int:
@@ -46,39 +68,73 @@ def step_seed(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> int:
     return int(np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def new_run_folder(output_dir: str | None, default: str, resume: bool, accelerator: Accelerator) -> str:
-    """Choose a folder that holds nothing yet, or with `resume` the one that holds the run.
+# ---- the folder of a run
+
+
+@contextlib.contextmanager
+def run_folder(
+    output_dir: str | None, default: str, resume: bool, accelerator: Accelerator, take_over: bool = False
+) -> Iterator[str]:
+    """Choose a folder that holds nothing yet, or with `resume` the one that holds the run, and keep other runs out.
+
+    The folder is locked until the block ends, see `RunLock`; it is removed again if nothing was put into it.
 
     Args:
         output_dir: The folder that was asked for.
-        default: Folder to take otherwise; a number is appended to it as long as it is occupied.
+        default: Folder to take otherwise; a number is appended to it as long as it is occupied or in use.
         resume: Whether to go on with the run in it.
         accelerator: The main process chooses for all; every process must make this call.
+        take_over: See `RunLock`.
+
+    Yields:
+        The folder.
 
     Raises:
-        ValueError: `output_dir` is occupied, or holds nothing to resume.
+        ValueError: `output_dir` is occupied, in use, cannot be written to, or holds nothing to resume. Raised in all
+            processes.
     """
     from accelerate.utils import broadcast_object_list
 
-    chosen = [output_dir, None]
+    lock, chosen = None, [None, None]
     if accelerator.is_main_process:
-        folder = Path(output_dir or default)
-        occupied = folder.is_dir() and any(folder.iterdir())
-        number = 2
-        while occupied and not resume and output_dir is None:
-            folder = folder.with_name(f"{Path(default).name}.{number}")
-            occupied = folder.is_dir() and any(folder.iterdir())
-            number += 1
-        chosen = [str(folder) if resume or not occupied else None, str(folder)]
-    chosen = broadcast_object_list(chosen)
-    if chosen[0] is None:
-        raise ValueError(
-            f"output_dir must be new or empty, got {chosen[1]!r}: add --resume to go on with the run in it, or choose "
-            "another"
-        )
-    if resume and latest_state(Path(chosen[0]) / "states") is None:
-        raise ValueError(f"output_dir {chosen[0]!r} holds no saved state to resume; start the run without --resume")
-    return chosen[0]
+        try:
+            lock = _claim(output_dir, default, resume, take_over)
+            chosen = [str(lock.folder), None]
+        except (ValueError, OSError) as error:
+            chosen = [None, str(error)]
+    folder, refusal = broadcast_object_list(chosen)
+    if refusal is not None:
+        raise ValueError(refusal)
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _claim(output_dir: str | None, default: str, resume: bool, take_over: bool) -> RunLock:
+    folder, number = Path(output_dir or default), 2
+    if resume and not any(True for _ in _candidates(folder / "states")):
+        raise ValueError(f"output_dir {str(folder)!r} holds no saved state to resume; start the run without --resume")
+    while True:
+        try:
+            lock = RunLock(folder, take_over)
+        except FolderInUse:
+            if output_dir is not None or resume:
+                raise
+        else:
+            if resume or not is_occupied(folder):
+                return lock
+            lock.release()
+            if output_dir is not None:
+                raise ValueError(
+                    f"output_dir must be new or empty, got {output_dir!r}: add --resume to go on with the run in it, "
+                    "or choose another"
+                )
+        folder, number = folder.with_name(f"{Path(default).name}.{number}"), number + 1
+
+
+# ---- write
 
 
 def save_state(
@@ -89,10 +145,10 @@ def save_state(
     scaler: torch.amp.GradScaler | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write `folder/step-N`, then drop all but the newest `keep` states. Call it in one process only.
+    """Write `folder/step-N`, then drop all but the newest `keep` states up to it. Call it in one process only.
 
-    The files are written to a temporary folder and flushed to disk before that folder gets its name, so a run killed
-    at any moment leaves its last complete state.
+    The files and their checksums are written to a temporary folder and flushed to disk before that folder gets its
+    name, so a run killed at any moment leaves its last complete state. What else lies in the folder is left alone.
 
     Args:
         folder: Where states are kept; created if missing.
@@ -104,31 +160,104 @@ def save_state(
 
     Returns:
         The folder written.
+
+    Raises:
+        FloatingPointError: A weight, a statistic or the optimizer is not finite; nothing was written.
+        OSError: The files could not be written; the states before are still there.
     """
-    final = Path(folder) / f"{_PREFIX}{progress.step:08d}"
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder = Path(folder)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(weights, temporary / "model.safetensors")
-    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-    torch.save(state, temporary / "optimizer.pt")
-    (temporary / "progress.json").write_text(json.dumps(vars(progress)))
-    for path in [*temporary.iterdir(), temporary]:
-        _flush(path)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _flush(final.parent)
-    for old in sorted(final.parent.glob(f"{_PREFIX}*"))[: -max(keep, 1)]:
-        shutil.rmtree(old)
+    if wrong := non_finite(weights | optimizer_tensors(model, optimizer)):
+        raise FloatingPointError(f"state of step {progress.step} not saved: {wrong[0]} is not finite")
+    final = folder / f"step-{progress.step:08d}"
+    temporary = folder / f".new-{final.name}-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        temporary.mkdir()
+        safetensors.torch.save_file(weights, temporary / "model.safetensors")
+        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+        torch.save(state, temporary / "optimizer.pt")
+        _write_json(temporary / "progress.json", vars(progress) | {"format": _FORMAT})
+        _write_json(temporary / _CHECKSUMS, {name: _sha256(temporary / name) for name in _FILES})
+        for path in [*temporary.iterdir(), temporary]:
+            fsync_path(path)
+        _put_in_place(temporary, final)
+    # PyTorch reports a full disk as RuntimeError, safetensors as an error of its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(f"{final}: cannot write the state: {error}; the states before it are kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for _, old in [found for found in _candidates(folder) if found[0] <= progress.step][max(keep, 1) :]:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename; a folder of that name, from before an interruption, goes only when the new one is there."""
+    old = final.with_name(f".old-{final.name}-{uuid.uuid4().hex}")
+    if final.exists():
+        replace_path(final, old)
+    replace_path(temporary, final)
+    fsync_path(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if _TEMPORARY_NAME.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- read
+
+
+@dataclass(frozen=True)
+class FoundState:
+    """Which of the saved states to go on from.
+
+    Attributes:
+        path: The newest one that verifies, or None.
+        passed_over: What is wrong with the newer ones, one message each.
+    """
+
+    path: Path | None
+    passed_over: tuple[str, ...]
+
+
+def find_state(folder: str | os.PathLike) -> FoundState:
+    """Newest state in `folder` that is complete, has its checksums and holds finite numbers only.
+
+    Names other than `step-N` are not looked at. States of version 0.1, which have no checksums, are read to their end.
+
+    Args:
+        folder: Where `save_state` keeps states.
+
+    Raises:
+        OSError: A file could not be read for reasons of the disk or network: that is no damage.
+    """
+    passed_over = []
+    for _, path in _candidates(Path(folder)):
+        try:
+            _read_state(path)
+            return FoundState(path, tuple(passed_over))
+        except ValueError as error:
+            passed_over.append(str(error))
+    return FoundState(None, tuple(passed_over))
+
+
 def latest_state(folder: str | os.PathLike) -> Path | None:
-    """Newest complete state in `folder`, or None."""
-    states = sorted(Path(folder).glob(f"{_PREFIX}*"))
-    return states[-1] if states else None
+    """Newest state in `folder` that verifies, or None; see `find_state`."""
+    return find_state(folder).path
 
 
 def load_state(
@@ -137,40 +266,130 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     settings: dict,
     scaler: torch.amp.GradScaler | None = None,
+    allow_changes: bool = False,
 ) -> Progress:
     """Restore what `save_state` wrote into `model`, `optimizer` and `scaler`.
 
     Args:
-        path: A folder returned by `save_state` or `latest_state`.
+        path: A folder returned by `save_state` or `find_state`.
         model: Unwrapped model.
         optimizer: Unwrapped optimizer.
         settings: Settings of the run to be resumed.
         scaler: Loss scaler of fp16 training.
+        allow_changes: Whether settings may differ. Differences are listed in the progress, and the optimizer keeps
+            its own learning rates and weight decay.
 
     Returns:
-        The progress of the interrupted run.
+        The progress of the interrupted run, with the new settings.
 
     Raises:
-        ValueError: `settings` differ from those of the interrupted run; names each difference.
+        ValueError: `settings` differ from those of the interrupted run, which names each difference; or the state is
+            damaged, or that of another model.
     """
     path = Path(path)
-    progress = Progress(**json.loads((path / "progress.json").read_text()))
+    weights, state, progress, has_checksums = _read_state(path)
+    if not has_checksums:
+        warnings.warn(f"{path} was written by version 0.1, without checksums: damage would not be seen", stacklevel=2)
     settings = json.loads(json.dumps(settings))
-    differing = [name for name in settings if settings[name] != progress.settings.get(name)]
-    if differing:
-        changes = ", ".join(f"{name}={settings[name]!r} (was {progress.settings.get(name)!r})" for name in differing)
-        raise ValueError(f"cannot resume {path} with other settings: {changes}")
-    model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
-    state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    before = progress.settings
+    # What the version that wrote the state did not know yet cannot have differed.
+    differing = [name for name in settings if name in before and settings[name] != before[name]]
+    if differing and not allow_changes:
+        changes = ", ".join(f"{name}={settings[name]!r} (was {before[name]!r})" for name in differing)
+        raise ValueError(f"cannot resume {path} with other settings: {changes}; --allow_changes does it all the same")
+    for name in differing:
+        change = {"step": progress.step, "setting": name, "before": before[name], "after": settings[name]}
+        progress.changes.append(change)
+    progress.settings = before | settings
+    own = [{key: group[key] for key in ("lr", "initial_lr", "weight_decay")} for group in optimizer.param_groups]
+    try:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is the state of another model: {' '.join(str(error).split())}") from error
+    for group, values in zip(optimizer.param_groups, own, strict=True) if differing else ():
+        group.update(values)
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     return progress
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _candidates(folder: Path) -> list[tuple[int, Path]]:
+    """States by their names, newest first."""
+    if not folder.is_dir():
+        return []
+    named = [(_STATE_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir()]
+    return sorted(((int(match[1]), entry) for match, entry in named if match and entry.is_dir()), reverse=True)
+
+
+def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], Progress, bool]:
+    """Weights, optimizer and scaler, progress, and whether there were checksums."""
+    for name in _FILES:
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name} is missing")
+    has_checksums = _check_checksums(path)
+    progress, version = _read_progress(path)
+    if version >= _FORMAT and not has_checksums:
+        raise ValueError(f"{path / _CHECKSUMS} is missing")
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        weights = safetensors.torch.load_file(path / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{path / 'model.safetensors'} is damaged: {error}") from error
+    state = read_pickle(path / "optimizer.pt")
+    if not has_checksums:
+        with zipfile.ZipFile(path / "optimizer.pt") as archive:  # PyTorch itself does not check these checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{path / 'optimizer.pt'} is damaged: wrong checksum of {damaged}")
+    if not (isinstance(state, dict) and isinstance(state.get("optimizer"), dict) and "scaler" in state):
+        raise ValueError(f"{path / 'optimizer.pt'} holds no state of an optimizer")
+    moments = {
+        f"{kind} of parameter {index} in {path / 'optimizer.pt'}": value
+        for index, values in state["optimizer"].get("state", {}).items()
+        for kind, value in values.items()
+        if isinstance(value, torch.Tensor)
+    }
+    named = {f"{name} in {path / 'model.safetensors'}": tensor for name, tensor in weights.items()}
+    if wrong := non_finite(named | moments):
+        raise ValueError(f"{wrong[0]} is not finite")
+    return weights, state, progress, has_checksums
+
+
+def _check_checksums(path: Path) -> bool:
+    """Whether there are checksums; raises ValueError where a file has another one."""
+    file = path / _CHECKSUMS
+    if not file.exists():
+        return False
+    if not file.is_file():
+        raise ValueError(f"{file} is no file")
+    expected = _read_json(file)
+    for name in _FILES:
+        if expected.get(name) != _sha256(path / name):
+            raise ValueError(f"{path / name} is damaged: its checksum is not the one in {_CHECKSUMS}")
+    return True
+
+
+def _read_progress(path: Path) -> tuple[Progress, int]:
+    file = path / "progress.json"
+    fields = _read_json(file)
+    version = fields.pop("format", 1)
+    if version not in range(1, _FORMAT + 1):
+        raise ValueError(f"{file}: format must be at most {_FORMAT}, got {version!r}: a newer version wrote it")
+    kinds = {"step": int, "history": list, "settings": dict, "bad_samples": list, "changes": list}
+    if unknown := fields.keys() - kinds.keys():
+        raise ValueError(f"{file} has unknown fields: {', '.join(sorted(unknown))}")
+    for name, kind in kinds.items():
+        if name in fields and not isinstance(fields[name], kind):
+            raise ValueError(f"{file}: {name} must be of type {kind.__name__}, got {fields[name]!r:.100}")
+    if f"step-{fields.get('step', -1):08d}" != path.name:
+        raise ValueError(f"{file}: step must be that of the folder's name, got {fields.get('step')}")
+    return Progress(**fields), version
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object")
+    return content
