@@ -29,6 +29,7 @@ from hf_segformer.metrics import ConfusionMatrix, atomic_file, write_metrics
 from hf_segformer.protocols import ProtocolArguments
 from hf_segformer.robustness import average_scores, chosen_corruptions, robustness_plot, robustness_table
 from hf_segformer.submission import prediction_names, save_submission_png
+from hf_segformer.texts import without_paths
 from hf_segformer.visualization import confusion_matrix_plot, per_class_bars, save_label_png
 
 
@@ -117,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     files = PredictionFiles(args, data) if args.save_predictions or args.submission else None
     matrix = matrix_of(on_prediction=files)
     metrics = matrix.compute() | {"class_names": list(data.class_names), "images": len(getattr(data, args.split))}
-    metrics |= {"model": args.model, "dataset": data.name, "split": args.split, "protocol": asdict(protocol)}
+    source = without_paths({"model": args.model, "dataset": data.name})
+    metrics |= source | {"split": args.split, "protocol": asdict(protocol)}
     metrics["mixed_precision"] = accelerator.mixed_precision
     if accelerator.is_main_process:
         report(args, data, matrix, metrics, time.monotonic() - started, protocol.describe())

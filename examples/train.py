@@ -47,6 +47,7 @@ from hf_segformer.launch import (
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
 from hf_segformer.protocols import Protocol
 from hf_segformer.recipes import Recipe, recipe_table
+from hf_segformer.texts import listed, without_paths
 from hf_segformer.training import (
     DivergenceGuard,
     Progress,
@@ -384,8 +385,9 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         write_metrics(metrics, folder / "metrics.json")
-        (folder / "recipe.json").write_text(json.dumps(recipe.to_dict() | ran, indent=1) + "\n")
-        (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n")
+        public = without_paths(recipe.to_dict() | ran)
+        (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n")
+        (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n", encoding="utf-8")
         learning_curve(progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(args, model, image_processor, data, folder / "overlays")
         of_results = ("published", "tta", "aligned_protocol")
@@ -402,7 +404,7 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
             license=args.license,
             protocol=size + protocol.describe(),
         )
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
@@ -431,7 +433,7 @@ def print_summary(args, recipe: Recipe, data: SegmentationData, matrix: Confusio
     if metrics["bad_samples"]:
         print(f"{metrics['bad_samples']} samples were passed over and replaced by others; recipe.json lists them")
     if "mean_iou_thin_classes" in metrics:
-        print(f"thin classes ({', '.join(data.thin_classes)}): mIoU {100 * metrics['mean_iou_thin_classes']:.2f}")
+        print(f"thin classes ({listed(data.thin_classes)}): mIoU {100 * metrics['mean_iou_thin_classes']:.2f}")
     if recipe.published.mean_iou is not None:
         figure = f"{recipe.published.mean_iou:.2f} by {args.base_recipe.protocol}"
         print(f"published for recipe {recipe.name}, flavor {recipe.flavor}: mIoU {figure}")

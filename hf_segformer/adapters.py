@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .checkpoint_conversion import new_folder
-from .checkpoint_files import read_json
 from .checkpoint_layouts import HF5_ENCODER, HF5_HEAD, PLACEHOLDERS, listed
+from .json_files import read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel

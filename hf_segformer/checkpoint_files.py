@@ -9,7 +9,6 @@ explicit list of names, each of which becomes an inert stand-in: neither mmengin
 from __future__ import annotations
 
 import hashlib
-import json
 import pickletools
 import re
 import zipfile
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from .checkpoint_layouts import listed
+from .json_files import read_json
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -53,7 +53,6 @@ _EMA_CONTAINERS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model",
 
 # Training logs of 320k iterations fit; beyond that it is no checkpoint's metadata.
 _MAX_PICKLE_BYTES = 256 * 2**20
-_MAX_JSON_BYTES = 16 * 2**20
 # Hashing a deeply nested tuple overflows the interpreter's stack; checkpoints nest about ten deep.
 _MAX_NESTING = 200
 _MAX_NAME_LENGTH = 200
@@ -168,26 +167,6 @@ def _check_index(index: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
     difference = set(_weight_map(index)) ^ set(state_dict)
     if difference:
         raise ValueError(f"{index} and its shards disagree about {listed(sorted(map(str, difference)))}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: It is too large, damaged or no object.
-    """
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {_MAX_JSON_BYTES} are no configuration")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _read_weights(files: list[Path], ema: bool) -> Checkpoint:

@@ -8,9 +8,11 @@ In the tables keys are the names that an implementation writes ("theirs"), value
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from .texts import TEXT_LIMIT, listed, one_line, short_repr
 
 # {s} stage from 0, {n} stage from 1, {r} stage counted from the last, {l} layer from 0, {t} weight, bias, ...
 PLACEHOLDERS = {
@@ -289,21 +291,15 @@ class ConversionReport:
             f"tensors  {self.taken} taken, {len(self.dropped)} dropped",
         ]
         if self.wrapper:
-            lines.append(f"prefix   {self.wrapper!r} taken off")
+            lines.append(f"prefix   {short_repr(self.wrapper)} taken off")
         if self.unchanged:
             lines.append(f"  {len(self.unchanged):5} unchanged")
         for kind in ("renamed", "split", "fused", "reshaped", "reordered"):
             if entries := getattr(self, kind):
                 source, target = next(iter(entries.items()))
                 target = ", ".join(target) if kind == "split" else target
-                lines.append(f"  {len(entries):5} {kind}, as {source} -> {target}")
+                lines.append(f"  {len(entries):5} {kind}, as {one_line(source)} -> {one_line(target)}")
         for reason in dict.fromkeys(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]
             lines.append(f"  {len(names):5} dropped, {reason}: {listed(names, 4)}")
-        return "\n".join(lines + [f"note     {note}" for note in self.notes])
-
-
-def listed(names: Iterable[str], limit: int = 20) -> str:
-    """Names in a row, for messages; beyond `limit` only how many more there are."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+        return "\n".join(lines + [f"note     {one_line(note, 2 * TEXT_LIMIT)}" for note in self.notes])

@@ -17,6 +17,7 @@ from .data import SegmentationData, undecoded
 from .inference import NetworkInputs, inference_of, prepare_inputs, segment_inputs
 from .metrics import ConfusionMatrix
 from .protocols import Protocol
+from .texts import listed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -157,7 +158,7 @@ def check_classes(model: nn.Module, data: SegmentationData) -> None:
     if max(model.config.num_labels, 2) != max(data.num_classes, 2):
         raise ValueError(
             f"the model has num_labels={model.config.num_labels} but data set {data.name!r} has {data.num_classes} "
-            f"classes: {', '.join(data.class_names[:10])}{', ...' if data.num_classes > 10 else ''}"
+            f"classes: {listed(data.class_names, 10)}"
         )
 
 

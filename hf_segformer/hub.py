@@ -9,9 +9,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 import torch
 from huggingface_hub import (
@@ -28,7 +29,9 @@ from safetensors import SafetensorError, safe_open
 
 from . import modeling_segformer
 from .configuration_segformer import SegformerConfig
+from .json_files import read_json, read_text
 from .model_card import model_card, replace_example
+from .texts import listed, short_repr, without_code
 
 try:
     import httpx2 as httpx
@@ -82,7 +85,7 @@ def check_folder(folder: str | os.PathLike) -> SegformerConfig:
     if not folder.is_dir():
         raise ValueError(f"folder must be a model folder, got {folder}, which is none")
     config_file, processor_file = folder / "config.json", folder / "preprocessor_config.json"
-    fields, processor = _read_json(config_file), _read_json(processor_file)
+    fields, processor = read_json(config_file), read_json(processor_file)
     if (model_type := fields.get("model_type")) != SegformerConfig.model_type:
         raise ValueError(f"model_type must be {SegformerConfig.model_type!r} in {config_file}, got {model_type!r}")
     processor_type = processor.get("image_processor_type") or processor.get("feature_extractor_type")
@@ -98,18 +101,6 @@ def check_folder(folder: str | os.PathLike) -> SegformerConfig:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content
-
-
 def _check_weights(folder: Path, config: SegformerConfig) -> None:
     with torch.device("meta"):
         model = getattr(modeling_segformer, config.architectures[0])(config)
@@ -117,13 +108,16 @@ def _check_weights(folder: Path, config: SegformerConfig) -> None:
     index, seen = folder / "model.safetensors.index.json", set()
     files = ["model.safetensors"]
     if not (folder / files[0]).exists() and index.exists():
-        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"weight_map must lead from tensors to files in {index}, got {short_repr(weight_map)}")
+        files = sorted(set(weight_map.values()))
     for name in files:
         seen |= _check_tensors(folder / name, expected)
     # Counters of batches, which some converters leave out, are not used in inference.
     missing = sorted(name for name in expected.keys() - seen if not name.endswith("num_batches_tracked"))
     if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} weights of {config.architectures[0]}: {_some(missing)}")
+        raise ValueError(f"{folder} lacks {len(missing)} weights of {config.architectures[0]}: {listed(missing, 5)}")
 
 
 def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> set[str]:
@@ -135,7 +129,8 @@ def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> set[str]
             if (file.metadata() or {}).get("format") != "pt":
                 raise ValueError(f'metadata must be {{"format": "pt"}} in {path}, or transformers does not read it')
             if unknown := sorted(names - expected.keys()):
-                raise ValueError(f"{path} holds {len(unknown)} weights that the configuration lacks: {_some(unknown)}")
+                names = listed(unknown, 5)
+                raise ValueError(f"{path} holds {len(unknown)} weights that the configuration lacks: {names}")
             for name in sorted(names):
                 tensor = file.get_tensor(name)
                 if tuple(tensor.shape) != expected[name]:
@@ -146,10 +141,6 @@ def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> set[str]
     except SafetensorError as error:
         raise ValueError(f"{path} is no complete safetensors file: {error}") from error
     return names
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def write_code(folder: str | os.PathLike) -> None:
@@ -180,7 +171,7 @@ def _with_auto_maps(contents: dict[str, Path | bytes], with_code: bool) -> dict[
     }
     contents = dict(contents)
     for name, auto_map in auto_maps.items():
-        fields = _read_json(contents[name])
+        fields = read_json(contents[name])
         if fields.pop("auto_map", None) or with_code:
             fields |= {"auto_map": auto_map} if with_code else {}
             contents[name] = f"{json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)}\n".encode()
@@ -206,7 +197,7 @@ def folder_license(folder: str | os.PathLike) -> str | None:
 
 
 def _read_card(path: Path) -> ModelCard:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = read_text(path) if path.exists() else ""
     try:
         return ModelCard(text)
     except Exception as error:  # YAML errors and huggingface_hub's own share no base class
@@ -219,8 +210,8 @@ def _new_card(folder: Path, contents: dict[str, Path | bytes], repo_id: str, **o
     return ModelCard(
         model_card(
             repo_id,
-            metrics=_read_json(metrics_file) if metrics_file.exists() else None,
-            class_table=table_file.read_text(encoding="utf-8").rstrip() if table_file.exists() else None,
+            metrics=read_json(metrics_file) if metrics_file.exists() else None,
+            class_table=read_text(table_file).rstrip() if table_file.exists() else None,
             picture=next((name for name in sorted(contents) if name.startswith("overlays/")), None),
             **options,
         )
@@ -238,8 +229,8 @@ def _state_license(card: ModelCard, path: Path, fields: dict[str, str | None]) -
 
 
 def _check_pictures(card: str, path: Path, contents: dict[str, Path | bytes]) -> None:
-    for shown in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", card):
-        if "://" not in shown and shown.removeprefix("./") not in contents:
+    for shown in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", without_code(card)):
+        if "://" not in shown and {shown.removeprefix("./"), unquote(shown).removeprefix("./")}.isdisjoint(contents):
             raise ValueError(f"{path} shows {shown}, which is not among the files to push")
 
 
@@ -265,7 +256,7 @@ def _draw_overlay(folder: Path, image: str | os.PathLike) -> bytes:
     except (OSError, SyntaxError) as error:
         raise ValueError(f"image must be a picture, got {image}: {error}") from error
     label_map = predict_label_map(model, SegformerImageProcessor.from_pretrained(folder), picture)
-    names = [model.config.id2label[label] for label in range(len(model.config.id2label))]
+    names = list(map(str, (label for _, label in sorted(model.config.id2label.items()))))
     buffer = io.BytesIO()
     panel(picture, None, label_map, names, model.config.palette or palette_for(len(names))).save(buffer, format="png")
     return buffer.getvalue()
@@ -334,7 +325,7 @@ def push_folder(
     else:
         card = _new_card(folder, contents, repo_id, dataset=dataset, config=config)
     _state_license(card, readme, {"license": license, "license_name": license_name, "license_link": license_link})
-    _check_pictures(str(card), readme, contents)
+    _check_pictures(card.text, readme, contents)
     contents = _with_auto_maps(contents, with_code)
     api = HfApi(token=token)
     with _explained(repo_id):

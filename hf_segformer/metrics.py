@@ -8,8 +8,7 @@ integers, never the predictions.
 
 The definitions are those of mmsegmentation's IoUMetric (`mmseg/evaluation/metrics/iou_metric.py`): counts are summed
 over the whole set before anything is divided; pixels labelled `ignore_index` do not exist, whatever was predicted
-there; a class absent from truth and prediction is nan and left out of the means; a class that is only predicted has
-IoU 0 and accuracy nan.
+there; a class in neither map is nan and left out of the means; one that is only predicted has IoU 0 and accuracy nan.
 """
 
 import copy
@@ -26,6 +25,7 @@ import torch.distributed
 from torch import Tensor
 
 from .files import atomic_file
+from .texts import NAME_LIMIT, columns, one_line, padded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -188,13 +188,13 @@ class ConfusionMatrix:
         """
         check_class_names(class_names, self.num_labels)
         scores, pixels = self.compute(), self.matrix.sum(1).cpu().double()
-        columns = (scores["per_category_iou"], scores["per_category_accuracy"], (pixels / pixels.sum()).tolist())
-        rows = [(name, *map(_percent, values)) for name, *values in zip(class_names, *columns, strict=True)]
+        values = (scores["per_category_iou"], scores["per_category_accuracy"], (pixels / pixels.sum()).tolist())
+        names = [one_line(name, NAME_LIMIT) for name in class_names]
+        rows = [("class", "IoU %", "Acc %", "pixels %"), *zip(names, *(map(_percent, v) for v in values), strict=True)]
         rows.append(("mean", _percent(scores["mean_iou"]), _percent(scores["mean_accuracy"]), ""))
         rows.append(("overall", "", _percent(scores["overall_accuracy"]), ""))
-        rows.insert(0, ("class", "IoU %", "Acc %", "pixels %"))
-        width = max(len(name) for name, *_ in rows)
-        lines = [f"{name:<{width}}  {iou:>8}  {acc:>8}  {share:>8}".rstrip() for name, iou, acc, share in rows]
+        width = max(columns(name) for name, *_ in rows)
+        lines = [f"{padded(name, width)}  {iou:>8}  {acc:>8}  {share:>8}".rstrip() for name, iou, acc, share in rows]
         rule = "-" * len(lines[0])
         return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
 
@@ -205,7 +205,7 @@ def _percent(fraction: float) -> str:
 
 def check_class_names(class_names: Sequence[str], num_labels: int) -> None:
     """Raise ValueError unless there is a name for each class."""
-    if len(class_names) != num_labels:
+    if isinstance(class_names, str) or len(class_names) != num_labels:
         raise ValueError(f"class_names must name all {num_labels} classes, received {len(class_names)} names")
 
 

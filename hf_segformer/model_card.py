@@ -4,30 +4,34 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from .configuration_segformer import SegformerConfig
+from .texts import code_span, fenced, markdown_text, one_line, public_path, table_row, without_paths
 
 _METRIC_NAMES = {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}
 _CALLS = {
     "SegformerForSemanticSegmentation": """from transformers import pipeline
 
-segment = pipeline("image-segmentation", model="{model}")
+segment = pipeline("image-segmentation", model={model})
 for region in segment("image.jpg"):
     print(region["label"], region["mask"].size)""",
     "SegformerForImageClassification": """from transformers import pipeline
 
-classify = pipeline("image-classification", model="{model}")
+classify = pipeline("image-classification", model={model})
 print(classify("image.jpg"))""",
     "SegformerModel": """from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-image_processor = AutoImageProcessor.from_pretrained("{model}")
-model = AutoModel.from_pretrained("{model}")
+image_processor = AutoImageProcessor.from_pretrained({model})
+model = AutoModel.from_pretrained({model})
 outputs = model(**image_processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt"))
 print(outputs.last_hidden_state.shape)""",
 }
@@ -56,6 +60,8 @@ def model_card(
 ) -> str:
     """Text of a model card, with the metadata the Hub shows.
 
+    Every text is bounded and shows as itself, whatever Markdown or HTML is in it; absolute paths lose their folders.
+
     Args:
         model: Folder or repository id of the model, for the example.
         dataset: Name of the data set it was trained and evaluated on.
@@ -82,12 +88,13 @@ def model_card(
     values = {name: metrics[name] for name in _METRIC_NAMES if metrics and _is_number(metrics.get(name))}
     if values and not dataset:
         raise ValueError("dataset must name the data set of the metrics, got None: metrics without one say nothing")
+    dataset, protocol, split = (None if text is None else _shown(text) for text in (dataset, protocol, split))
     title = f"SegFormer on {dataset}" if dataset else "SegFormer"
     task = "image-classification" if _head(config) == "SegformerForImageClassification" else "image-segmentation"
     results = [
         EvalResult(
             task,
-            dataset_id or dataset,
+            one_line(dataset_id or dataset),
             dataset,
             name,
             value,
@@ -103,35 +110,41 @@ def model_card(
         tags=["segformer", "vision"] + (["semantic-segmentation"] if task == "image-segmentation" else []),
         model_name=title,
         eval_results=results or None,
-        license=license,
-        license_name=license_name,
-        license_link=license_link,
-        datasets=[dataset_id] if dataset_id else None,
-        base_model=base_model,
+        license=license and one_line(license),
+        license_name=license_name and one_line(license_name),
+        license_link=license_link and one_line(license_link, 2000),
+        datasets=[one_line(dataset_id)] if dataset_id else None,
+        base_model=base_model and _shown(base_model),
     )
-    sections = [f"---\n{data.to_yaml()}\n---", f"# {title}"]
+    sections = [f"---\n{data.to_yaml()}\n---", f"# SegFormer on {markdown_text(dataset)}" if dataset else f"# {title}"]
     sections.append("[SegFormer](https://arxiv.org/abs/2105.15203), for the classes of `transformers`.")
     if picture:
-        sections.append(f"![image and prediction]({picture})")
+        sections.append(f"![image and prediction]({quote(picture, errors='surrogateescape')})")
     sections += ["## Use", _use_section(model, config, with_code)]
     if values:
-        sections.append(f"## Results on the {split} split")
-        sections.append(_table(("metric", "%"), {_METRIC_NAMES[name]: f"{100 * v:.2f}" for name, v in values.items()}))
-        sections += [f"Protocol: {protocol}."] if protocol else []
-        sections += [f"```\n{class_table}\n```"] if class_table else []
+        sections.append(f"## Results on the {markdown_text(split)} split")
+        sections.append(
+            _table(("metric", "%"), [(_METRIC_NAMES[name], f"{100 * v:.2f}") for name, v in values.items()])
+        )
+        sections += [f"Protocol: {markdown_text(protocol)}."] if protocol else []
+        sections += [fenced(class_table)] if class_table else []
     if training:
-        settings = {f"`{name}`": value for name, value in training.items()}
+        settings = [(code_span(name), markdown_text(without_paths(value))) for name, value in training.items()]
         sections += ["## Training", _table(("setting", "value"), settings)]
     return "\n\n".join(sections) + "\n"
 
 
+def _shown(text: str) -> str:
+    return one_line(public_path(text))
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _table(header: tuple[str, str], rows: dict[str, Any]) -> str:
-    lines = [header, ("--", "--"), *rows.items()]
-    return "\n".join(f"| {name} | {value} |" for name, value in lines)
+def _table(header: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [header, ("--", "--"), *rows]
+    return "\n".join(map(table_row, lines))
 
 
 def _head(config: SegformerConfig | None) -> str:
@@ -141,12 +154,12 @@ def _head(config: SegformerConfig | None) -> str:
 
 
 def _use_section(model: str, config: SegformerConfig | None, with_code: bool) -> str:
-    call = _CALLS[_head(config)].format(model=model)
+    call = _CALLS[_head(config)].format(model=json.dumps(public_path(model), ensure_ascii=False))
     if config is not None and config.decoder_hidden_size is None:
         note = "needed: the built-in classes refuse this decode head"
     else:
         note = "faster; without it the built-in classes load this model as well"
-    text = f"```python\nimport hf_segformer  # {note}\n{call}\n```"
+    text = fenced(f"import hf_segformer  # {note}\n{call}", "python", limit=10_000)  # whole, or it would not run
     if with_code:
         text += (
             "\n\nThe repository also holds the code of these classes (Apache-2.0): without `hf_segformer` installed, "
@@ -167,5 +180,6 @@ def replace_example(card: str, model: str, config: SegformerConfig, with_code: b
     Returns:
         Text of the card.
     """
-    pattern = re.compile(".*?".join(map(re.escape, _MARKS)), re.DOTALL)
-    return pattern.sub(lambda _: _use_section(model, config, with_code), card)
+    # Whole lines and the first only: names in titles and tables may look like the marks.
+    pattern = re.compile(".*?".join(f"^{re.escape(mark)}\\s*?$" for mark in _MARKS), re.DOTALL | re.MULTILINE)
+    return pattern.sub(lambda _: _use_section(model, config, with_code), card, count=1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .texts import markdown_text, one_line, table_row
 from .visualization import new_figure, save_figure
 
 Scores = Mapping[str, Mapping[int, float]]  # mIoU by corruption and severity
@@ -82,10 +83,10 @@ def robustness_table(clean: float, scores: Scores) -> str:
     rows = [["none", *("" for _ in levels), _percent(clean), _percent(1.0)]]
     for name, row in scores.items():
         cells = [_percent(row[level]) if level in row else "" for level in levels]
-        rows.append([name, *cells, _percent(means[name]), _share(means[name], clean)])
+        rows.append([markdown_text(name), *cells, _percent(means[name]), _share(means[name], clean)])
     rows.append(["**mean**", *("" for _ in levels), _percent(means["mean"]), _share(means["mean"], clean)])
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(map(table_row, lines))
 
 
 def _percent(fraction: float) -> str:
@@ -113,7 +114,7 @@ def robustness_plot(clean: float, scores: Scores, path: str | os.PathLike) -> No
     for axes, (name, levels) in zip(grid.flat, scores.items(), strict=False):
         points = {0: clean, **levels}
         axes.plot(list(points), [100 * value for value in points.values()], marker="o", markersize=3)
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_title(one_line(name.replace("_", " "), 40), fontsize=10, parse_math=False)
         axes.set_ylim(0, None)
         axes.set_xlim(-0.2, 5.2)
         axes.grid(alpha=0.3)

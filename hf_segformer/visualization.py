@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .lettering import legend_text, plot_names, room_for, shorten, title_text
 from .metrics import atomic_file, check_class_names
+from .texts import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +27,7 @@ _WRONG = (220, 38, 38)
 _MARGIN, _GAP = 24, 16  # pixels around a panel, and between its parts
 _TILE_SIDES = (384, 800)  # the longer side of a tile lies in this range of pixels
 _TITLE_SIZE, _LEGEND_SIZE, _SWATCH, _ROW = 19, 15, 16, 26  # pixels; _ROW is the pitch of the legend's lines
+_LEGEND_ENTRIES, _BAR_ROWS, _AXIS_NAMES = 300, 500, 250  # as many names at most in a legend, beside bars, on an axis
 
 # Well apart in hue and lightness for most colour-blind readers too (Okabe and Ito, Color Universal Design, 2008).
 _FIRST_COLORS = (
@@ -206,7 +209,7 @@ def panel(
         tiles.append(_error_tile(image, truth, prediction, len(palette)))
     grid = _grid(tiles)
     ids = _occurring(truth, prediction, len(palette))
-    legend = _legend([(class_names[i], tuple(palette[i].tolist())) for i in ids], grid.width)
+    legend = _legend([(i, class_names[i], tuple(palette[i].tolist())) for i in ids], grid.width)
     header = [] if title is None else [_text_line(title, grid.width, _TITLE_SIZE + 3)]
     result = _stack([*header, grid, legend])
     if path is not None:
@@ -262,41 +265,30 @@ def _to_tile_size(array: np.ndarray) -> Image.Image:
     return image
 
 
-def _legend(entries: list[tuple[str, tuple[int, ...]]], width: int) -> Image.Image:
+def _legend(entries: list[tuple[int, str, tuple[int, ...]]], width: int) -> Image.Image:
     """Swatches with names, read downwards, in as many columns as fit."""
-    font = _font(_LEGEND_SIZE)
-    indent = _SWATCH + 9
-    widest = max((font.getlength(name) for name, _ in entries), default=0)
+    indent, left_out = _SWATCH + 9, len(entries) - _LEGEND_ENTRIES
+    lines = [(*legend_text(name, label, _LEGEND_SIZE), color) for label, name, color in entries[:_LEGEND_ENTRIES]]
+    if left_out > 0:
+        lines.append((*legend_text(f"and {left_out} more", 0, _LEGEND_SIZE), _PAPER))
+    widest = max((font.getlength(text) for text, font, _ in lines), default=0)
     pitch = min(int(widest) + indent + 2 * _GAP, width)
-    rows = max(-(-len(entries) // max(width // pitch, 1)), 1)
+    rows = max(-(-len(lines) // max(width // pitch, 1)), 1)
     canvas = Image.new("RGB", (width, rows * _ROW), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for index, (name, color) in enumerate(entries):
+    for index, (text, font, color) in enumerate(lines):
         left, top = index // rows * pitch, index % rows * _ROW + (_ROW - _SWATCH) // 2
         box = (left, top, left + _SWATCH - 1, top + _SWATCH - 1)
         draw.rectangle(box, fill=color, outline=_MUTED)
-        text = _shorten(name, font, pitch - indent)
+        text = shorten(text, font, pitch - indent)
         draw.text((left + indent, top + _SWATCH / 2), text, fill=_INK, font=font, anchor="lm")
     return canvas
 
 
-def _text_line(text: str, width: int, size: int) -> Image.Image:
-    canvas, font = Image.new("RGB", (width, size + 6), _PAPER), _font(size)
-    ImageDraw.Draw(canvas).text((0, size / 2 + 2), _shorten(text, font, width), fill=_INK, font=font, anchor="lm")
+def _text_line(title: str, width: int, size: int) -> Image.Image:
+    canvas, (text, font) = Image.new("RGB", (width, size + 6), _PAPER), title_text(title, size)
+    ImageDraw.Draw(canvas).text((0, size / 2 + 2), shorten(text, font, width), fill=_INK, font=font, anchor="lm")
     return canvas
-
-
-def _shorten(text: str, font: Any, width: float) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
-
-
-@lru_cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
 
 
 def _stack(parts: list[Image.Image]) -> Image.Image:
@@ -426,23 +418,25 @@ def per_class_bars(
     """
     values = np.asarray(values, float)
     check_class_names(class_names, len(values))
+    names, label = plot_names(class_names), one_line(label, 60)
     order = np.argsort(-values, kind="stable")  # nan goes last
-    figure = new_figure(7, 1.2 + 0.24 * len(values))
+    figure = new_figure(7 + room_for(names), 1.2 + 0.24 * min(len(values), _BAR_ROWS))
     axes = figure.subplots()
     rows = np.arange(len(values))
     axes.barh(rows, 100 * np.nan_to_num(values[order]), color="tab:blue", height=0.7)
-    for row, value in zip(rows, values[order], strict=True):
+    named = rows[:: max(-(-len(rows) // _BAR_ROWS), 1)]
+    for row, value in zip(named, values[order[named]], strict=True):
         text = "absent" if np.isnan(value) else f"{100 * value:.1f}"
         place = {"va": "center", "bbox": {"color": "w", "pad": 1}}
         axes.text(100 * np.nan_to_num(value) + 1, row, text, fontsize=8, **place)
     if not np.isnan(values).all():
         mean = 100 * np.nanmean(values)
         axes.axvline(mean, color="tab:orange", linestyle="--", zorder=0.5)
-        axes.set_title(f"mean {label} {mean:.2f} %", fontsize=11)
-    axes.set_yticks(rows, [class_names[i] for i in order], fontsize=9, parse_math=False)
+        axes.set_title(f"mean {label} {mean:.2f} %", fontsize=11, parse_math=False)
+    axes.set_yticks(named, [names[i] for i in order[named]], fontsize=9, parse_math=False)
     axes.set_xlim(0, 108)
     axes.set_ylim(len(values) - 0.4, -0.6)
-    axes.set_xlabel(f"{label} (%)")
+    axes.set_xlabel(f"{label} (%)", parse_math=False)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
@@ -465,16 +459,18 @@ def confusion_matrix_plot(matrix: Any, class_names: Sequence[str], path: str | o
     check_class_names(class_names, len(counts))
     totals = counts.sum(1, keepdims=True)
     share = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
-    side = min(3.5 + 0.42 * len(counts), 24)  # inches
+    names = plot_names(class_names)
+    side = min(3.5 + 0.42 * len(counts), 24) + room_for(names)  # inches
     figure = new_figure(side + 1, side)
     axes = figure.subplots()
     axes.set_facecolor("0.85")  # shows in the rows of classes that do not occur
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class's pixels (%)")
     font_size = 9 if len(counts) <= 40 else 6
-    ticks = np.arange(len(counts))
-    axes.set_xticks(ticks, class_names, rotation=90, fontsize=font_size, parse_math=False)
-    axes.set_yticks(ticks, class_names, fontsize=font_size, parse_math=False)
+    step = max(-(-len(counts) // _AXIS_NAMES), 1)
+    ticks = np.arange(0, len(counts), step)
+    axes.set_xticks(ticks, names[::step], rotation=90, fontsize=font_size, parse_math=False)
+    axes.set_yticks(ticks, names[::step], fontsize=font_size, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
     for row, column in np.argwhere(share >= 0.5) if len(counts) <= 40 else ():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hf_segformer.data import check_dataset, default_palette, load_dataset, read_class_table
+from hf_segformer.data.classes import make_class_table
 from hf_segformer.data.folder import split_by_name
 
 NAMES = ("wall", "floor", "lamp")
@@ -279,12 +280,12 @@ def test_class_file_formats(tmp_path, file, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON"),
-        ("3", "expected names, a list or a mapping from id to name, got int"),
+        ("{", "Expecting property name"),
+        ('{"names": 3}', "class names must be a list or a mapping from id to name, got 3"),
         ("[]", "at least one class name is needed"),
         ('["a", "b", "a"]', "class names must be unique, repeated: a"),
         ('{"0": "a", "2": "b"}', r"ids must be 0\.\.1 without gaps, got \[0, 2\]"),
-        ('{"zero": "a"}', r"ids must be integers, got \['zero'\]"),
+        ('{"zero": "a"}', r"ids must be integers, got 'zero'"),
         ('{"names": ["a", "b"], "palette": [[1, 2, 3]]}', "one colour per class, got 1 for 2 classes"),
         (
             '{"names": ["a"], "palette": [[1, 2, 300]]}',
@@ -296,6 +297,101 @@ def test_bad_class_files(tmp_path, text, message):
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(ValueError, match=rf"classes\.json.*: .*{message}"):
         read_class_table(tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": "road"}, "class names must be a list or a mapping from id to name, got 'road'"),
+        ({"names": None}, "must be a list or a mapping from id to name, got None"),
+        ({"names": True}, "must be a list or a mapping from id to name, got True"),
+        ({"id2label": "road"}, "must be a list or a mapping from id to name, got 'road'"),
+        ({}, "at least one class name is needed"),
+        ({"names": {}}, "at least one class name is needed"),
+        (["road", ""], "the name of class 1 must not be blank, got ''"),
+        (["road", " \t\u3000\u200b"], "the name of class 1 must not be blank"),
+        ([None, "road"], "the name of class 0 must be a text, got None"),
+        (["road", 3], "the name of class 1 must be a text, got 3"),
+        (["road", 1.5], "the name of class 1 must be a text, got 1.5"),
+        (["road", False], "the name of class 1 must be a text, got False"),
+        (["road", ["sky"]], r"the name of class 1 must be a text, got \['sky'\]"),
+        ({"0": "road", "1": {"name": "sky"}}, "the name of class 1 must be a text, got {'name': 'sky'}"),
+        (["road", "\ud800"], "the name of class 1 must hold no NUL and no half of a surrogate pair"),
+        (["r\0o\0", "sky"], "the name of class 0 must hold no NUL"),
+        (["road", " road "], "class names must be unique, repeated: road"),
+        (["caf\u00e9", "cafe\u0301"], "class names must be unique, repeated: caf\u00e9"),
+        ({"0": "road", "00": "sky"}, "ids must be different, got '0', '00'"),
+        ({"0": "road", "1.5": "sky"}, "ids must be integers, got '1.5'"),
+        ({"0": "road", "1_0": "sky"}, "ids must be integers, got '1_0'"),
+        ({"0": "road", "9" * 5000: "sky"}, "ids must be integers, got '9999"),
+        ({"names": ["a"], "palette": "red"}, "palette must be a list of colours, got 'red'"),
+        ({"names": ["a"], "palette": 7}, "palette must be a list of colours, got 7"),
+        ({"names": ["a"], "palette": {"0": [1, 2, 3]}}, "palette must be a list of colours"),
+        ({"names": ["a"], "palette": [7]}, r"palette\[0\] must be three integers in 0..255, got 7"),
+        ({"names": ["a"], "palette": ["abc"]}, r"palette\[0\] must be three integers in 0..255, got 'abc'"),
+        ({"names": ["a"], "palette": [[True, 1, 2]]}, r"palette\[0\] must be three integers"),
+        ({"names": ["a"], "palette": [None]}, r"palette\[0\] must be three integers in 0..255, got None"),
+        ({"names": ["a"], "ignore_color": 3}, "ignore_color must be three integers in 0..255, got 3"),
+        ({"names": ["a"], "ignore_index": None}, "ignore_index must be an integer of 32 bits, got None"),
+        ({"names": ["a"], "ignore_index": 254.5}, "ignore_index must be an integer of 32 bits, got 254.5"),
+        ({"names": ["a"], "ignore_index": True}, "ignore_index must be an integer of 32 bits, got True"),
+        ({"names": ["a"], "ignore_index": "255"}, "ignore_index must be an integer of 32 bits, got '255'"),
+        ({"names": ["a"], "ignore_index": 2**70}, "ignore_index must be an integer of 32 bits, got 118"),
+    ],
+)
+def test_class_files_whose_fields_are_wrong(tmp_path, content, message):
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"classes\.json: .*{message}") as error:
+        read_class_table(tmp_path / "classes.json")
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"0": "a", "0": "b"}', "the key '0' must stand once"),
+        (b'{"names": ["a"], "ignore_index": 1e999}', "must be within floating point"),
+        (b'["\xe9"]', "must be text in UTF-8"),
+        (b"3", "must hold an object or a list of JSON, got 3"),
+        (b'"road"', "must hold an object or a list of JSON, got 'road'"),
+    ],
+)
+def test_class_files_that_are_no_json(tmp_path, content, message):
+    (tmp_path / "classes.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"classes\.json .*{message}"):
+        read_class_table(tmp_path / "classes.json")
+
+
+def test_class_names_in_every_language_and_number(tmp_path):
+    names = [
+        "road",
+        "Road",
+        "0",
+        "C++ (old)",
+        "道路",
+        "طريق",
+        "a, b",
+        " indented",
+        "n/a",
+        "x" * 5000,
+        "a\nb",
+        "👩\u200d🚒",
+    ]
+    names += [f"class {i}" for i in range(5000)]
+    for content in (names, {"names": names}, dict(enumerate(names))):
+        (tmp_path / "classes.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+        assert read_class_table(tmp_path / "classes.json").names == tuple(names)
+    (tmp_path / "classes.txt").write_bytes("\ufeffroad\r\nnext\u2028line\rdésert\n\n".encode())
+    assert read_class_table(tmp_path / "classes.txt").names == ("road", "next\u2028line", "désert")
+    colors = {"names": ["a"], "palette": None, "ignore_color": None, "ignore_index": -100}
+    (tmp_path / "classes.json").write_text(json.dumps(colors))
+    assert read_class_table(tmp_path / "classes.json").ignore_index == -100
+    table = make_class_table(np.array(["a", "b"]), np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    assert table.palette == ((1, 2, 3), (4, 5, 6)) and type(table.palette[0][0]) is int
+    for wrong in ("road", b"road", {"road", "sky"}, 3, None):
+        with pytest.raises(ValueError, match="class names must be a list"):
+            make_class_table(wrong)
 
 
 def test_unreadable_class_file(tmp_path):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example scripts, run as a user runs them."""
 
+import io
 import json
 import os
 import shutil
@@ -177,6 +178,48 @@ def test_fine_tuning_with_other_classes(trained, folder, tmp_path):
     before = load_file(output_dir / "model.safetensors")["segformer.encoder.block.3.0.mlp.dense1.weight"]
     after = model.segformer.encoder.block[3][0].mlp.dense1.weight
     assert 0 < (before - after).abs().max() < 0.01
+
+
+def test_outputs_show_names_as_texts_and_no_path_of_the_machine(trained, tmp_path):
+    """Every path is absolute: data set, starting weights, class names, class weights and output."""
+    from datasets import Dataset, Features
+    from datasets import Image as Picture
+
+    names = ["<script>\n# sky", "道路 " * 50, "a|b ```", *(f"class {i}" for i in range(8))]
+    data, tuned = tmp_path / "data", tmp_path / "tuned"
+    data.mkdir()
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    (tmp_path / "weights.json").write_text(json.dumps([1] * len(names)))
+    rows = {"image": [], "annotation": []}
+    for index in range(4):
+        for column, array in zip(rows, draw_scene(index), strict=True):
+            file = io.BytesIO()
+            Image.fromarray(array[:72, :96].astype(np.uint8)).save(file, format="png")
+            rows[column].append({"bytes": file.getvalue(), "path": None})
+    Dataset.from_dict(rows, Features(image=Picture(), annotation=Picture())).to_parquet(data / "train.parquet")
+    chosen = ["--dataset", data, "--class_names", tmp_path / "names.json"]
+    arguments = [
+        *chosen,
+        "--model",
+        trained[0],
+        "--class_weights",
+        tmp_path / "weights.json",
+        "--max_steps",
+        1,
+        *SMALL,
+    ]
+    launch("train.py", *arguments, "--output_dir", tuned)
+    launch("evaluate.py", *chosen, "--model", tuned, "--output_dir", tmp_path / "evaluated", "--plots", "True")
+    texts = {p: p.read_text() for folder in (tuned, tmp_path / "evaluated") for p in folder.glob("*.*[dnt]")}
+    assert {"README.md", "recipe.json", "config.json", "metrics.json", "per_class_iou.txt"} <= {p.name for p in texts}
+    for path, text in texts.items():
+        assert str(tmp_path) not in text and str(trained[0]) not in text and "\n# sky" not in text, path
+    metrics = json.loads(texts[tmp_path / "evaluated" / "metrics.json"])
+    assert (metrics["model"], metrics["dataset"], metrics["class_names"]) == ("tuned", "data", names)
+    assert json.loads(texts[tuned / "config.json"])["id2label"]["0"] == names[0]
+    assert 'model="tuned"' in texts[tuned / "README.md"] and "# SegFormer on data\n" in texts[tuned / "README.md"]
+    assert "| `weights.json` |" in texts[tuned / "README.md"]
+    assert len(texts[tuned / "per_class_iou.txt"].splitlines()) == 1 + 1 + len(names) + 1 + 2
 
 
 def test_training_on_camvid(shared_data, tmp_path):

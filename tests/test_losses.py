@@ -290,14 +290,39 @@ def test_class_weights_from_the_command_line(scenes, tmp_path):
         ("[1, 2]", "must be a list of 11 numbers"),
         ('{"sky": 1}', "must name the data set's classes, differing"),
         (json.dumps([1] * 10 + [-1]), "must be numbers >= 0"),
-        (json.dumps([1] * 10 + ["1"]), "must be numbers >= 0"),
+        (json.dumps([1] * 10 + ["1"]), "must be numbers >= 0 and at most 1e\\+12, got '1' for class 10"),
+        (json.dumps([1] * 10 + [True]), "got True for class 10"),
+        (json.dumps([1] * 10 + [None]), "got None for class 10"),
+        (json.dumps([[1]] * 11), r"got \[1\] for class 0"),
+        ("[NaN" + ", 1" * 10 + "]", "got nan for class 0"),
+        ("[Infinity" + ", 1" * 10 + "]", "got inf for class 0"),
+        ("[1e13" + ", 1" * 10 + "]", "at most 1e\\+12, got 10000000000000.0 for class 0"),
+        ("[1e999" + ", 1" * 10 + "]", "must be within floating point, got '1e999'"),
+        ("[" + "9" * 400 + ", 1" * 10 + "]", "at most 300 digits"),
+        ("[0" + ", 0" * 10 + "]", "must not all be 0"),
+        ("[1e-300" + ", 0" * 10 + "]", "must not all be 0"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"sky": 1, "sky": 2}', "the key 'sky' must stand once"),
+        ('{"' + "x" * 5000 + '": 1}', "must name the data set's classes, differing"),
+        ('"auto"', "must hold an object or a list of JSON, got 'auto'"),
     ],
 )
 def test_bad_class_weight_files(content, message, scenes, tmp_path):
     (tmp_path / "weights.json").write_text(content)
     with pytest.raises(ValueError, match=message) as error:
         read_class_weights(str(tmp_path / "weights.json"), scenes)
-    assert "weights.json" in str(error.value)
+    assert "weights.json" in str(error.value) and len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("weights", [[0, 0.0], [1, float("nan")], [1, float("inf")], [True, 1], [1, -1], [1e38, 1]])
+def test_losses_refuse_weights_that_train_nothing(weights):
+    with pytest.raises(ValueError, match="class_weights must"):
+        SegmentationLoss(class_weights=weights)
+
+
+def test_weights_may_be_arrays():
+    for weights in (torch.tensor([0.0, 2.0]), np.array([0, 2]), (0, 2), [np.float32(0), np.int64(2)]):
+        assert SegmentationLoss(class_weights=weights).class_weights.tolist() == [0, 2]
 
 
 def test_unknown_class_weight_rule(scenes):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from hf_segformer import visualization
+from hf_segformer.robustness import robustness_plot
 from hf_segformer.visualization import (
     colorize,
     confusion_matrix_plot,
@@ -255,13 +256,13 @@ def test_legend_lists_only_the_classes_that_occur(monkeypatch):
     truth[:9], truth[9:12], prediction[:5] = 2, 30, 4
     entries, shown = legend_of(truth, prediction, 40, monkeypatch)
     palette = palette_for(40)
-    assert entries == [(f"class {i}", tuple(palette[i].tolist())) for i in (2, 4, 7, 30)]
+    assert entries == [(i, f"class {i}", tuple(palette[i].tolist())) for i in (2, 4, 7, 30)]
     assert [i for i in range(40) if has_color(shown, palette[i])] == [2, 4, 7, 30]
 
 
 def test_legend_without_truth(monkeypatch):
     entries, _ = legend_of(None, np.array([[3, 1], [255, 1]]), 5, monkeypatch)
-    assert [name for name, _ in entries] == ["class 1", "class 3"]
+    assert [name for _, name, _ in entries] == ["class 1", "class 3"]
 
 
 def test_legend_of_150_classes_with_long_names_shows_every_swatch_once(monkeypatch):
@@ -411,3 +412,59 @@ def test_plots_leave_pyplot_alone(tmp_path):
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parent.parent, check=True)
+
+
+# ---- names of others
+
+NAMES_OF_OTHERS = [
+    "x" * 5000,
+    "road\nway\ttab",
+    r"$\frac{1}{0$",
+    "道路" * 3000,
+    "\u202e\x00\x1b[31m",
+    "дорога",
+    "\udcff",
+    "",
+]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_others_in_pictures(tmp_path):
+    count = len(NAMES_OF_OTHERS)
+    label_map, palette = np.arange(count)[None].repeat(9, 0), palette_for(count)
+    plain = panel(np.zeros((9, count, 3), np.uint8), None, label_map, ["y" * 48] * count, palette)
+    picture = panel(np.zeros((9, count, 3), np.uint8), None, label_map, NAMES_OF_OTHERS, palette, title="t\n" * 5000)
+    assert picture.width == plain.width and picture.height < plain.height + 60
+    per_class_bars(np.linspace(0, 1, count), NAMES_OF_OTHERS, tmp_path / "bars.png", label="$x$\n" * 999)
+    confusion_matrix_plot(np.eye(count), NAMES_OF_OTHERS, tmp_path / "matrix.png")
+    robustness_plot(0.5, {"$\\frac{" + "a" * 5000: {1: 0.3}, "fog\n": {2: 0.2}}, tmp_path / "robustness.png")
+    for name in ("bars", "matrix", "robustness"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert max(image.size) < 1500
+
+
+def test_legends_show_letters_that_there_are(monkeypatch):
+    """Cyrillic is in matplotlib's font; for Chinese the id stands in front."""
+    from hf_segformer.lettering import legend_text, plot_names
+
+    assert legend_text("road", 3, 15)[0] == "road" and legend_text("дорога é", 3, 15)[0] == "дорога é"
+    assert legend_text("road", 3, 15)[1].getname() != legend_text("дорога", 3, 15)[1].getname()
+    assert legend_text("道路 1", 3, 15)[0] == "3: ?? 1" and plot_names(["road", "道路"]) == ["road", "1: ??"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert legend_text("дорога", 3, 17)[0] == "3: ??????"
+
+
+def test_titles_hold_no_path_of_the_machine(tmp_path):
+    maps = np.zeros((9, 9, 3), np.uint8), None, np.zeros((9, 9), int), ["a"], [[1, 2, 3]]
+    titled = panel(*maps, title=str(tmp_path / "street.png"))
+    np.testing.assert_array_equal(np.asarray(titled), np.asarray(panel(*maps, title="street.png")))
+
+
+def test_pictures_of_thousands_of_classes_are_bounded(tmp_path):
+    count = 2500
+    names = [f"class {i}" for i in range(count)]
+    per_class_bars(np.linspace(0, 1, count), names, tmp_path / "bars.png")
+    with Image.open(tmp_path / "bars.png") as image:
+        assert image.height < 16_000
+    label_map = np.arange(count).reshape(50, 50)
+    assert panel(np.zeros((50, 50, 3), np.uint8), None, label_map, names, palette_for(count)).height < 4000

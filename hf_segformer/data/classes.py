@@ -4,15 +4,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+from ..json_files import read_json, read_text
+from ..texts import listed, short_repr
 
 Color = tuple[int, int, int]
 
 CLASS_FILES = ("classes.json", "classes.txt", "id2label.json")
+_INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # categories of characters without a mark on paper
 
 
 @dataclass(frozen=True)
@@ -64,33 +72,59 @@ def make_class_table(
         source: Where the names come from, for error messages.
 
     Raises:
-        ValueError: No names, repeated names, ids with gaps, or a palette that does not fit.
+        ValueError: No names, names that are blank or no texts, repeated names, ids with gaps, an `ignore_index` that
+            is no integer, or a palette that does not fit.
     """
     if isinstance(names, Mapping):
         names = _names_by_id(names, source)
-    names = tuple(str(name) for name in names)
-    if not names:
-        raise ValueError(f"{source}: at least one class name is needed, got none")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{source}: class names must be unique, repeated: {', '.join(repeated)}")
+    names = _check_names(names, source)
     own = palette is not None
     colors = _check_palette(palette, len(names), source) if own else default_palette(len(names))
     void = None if ignore_color is None else _check_color(ignore_color, "ignore_color", source)
+    if not _is_integer(ignore_index) or not -(2**31) <= ignore_index < 2**31:
+        raise ValueError(f"{source}: ignore_index must be an integer of 32 bits, got {short_repr(ignore_index)}")
     return ClassTable(names, colors, int(ignore_index), void, own)
 
 
+def _check_names(names: Any, source: str) -> tuple[str, ...]:
+    if isinstance(names, (str, bytes, set, frozenset)) or not isinstance(names, Iterable):
+        raise ValueError(f"{source}: class names must be a list or a mapping from id to name, got {short_repr(names)}")
+    names = tuple(names)
+    if not names:
+        raise ValueError(f"{source}: at least one class name is needed, got none")
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"{source}: the name of class {index} must be a text, got {short_repr(name)}")
+        if all(unicodedata.category(char) in _INVISIBLE for char in name):
+            raise ValueError(f"{source}: the name of class {index} must not be blank, got {short_repr(name)}")
+        if re.search("[\x00\ud800-\udfff]", name):  # the first is what UTF-16 looks like, the others no file can hold
+            rule = "must hold no NUL and no half of a surrogate pair"
+            raise ValueError(f"{source}: the name of class {index} {rule}, got {short_repr(name)}")
+    counts = Counter(unicodedata.normalize("NFC", name.strip()) for name in names)
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
+        raise ValueError(f"{source}: class names must be unique, repeated: {listed(repeated, 10)}")
+    return names
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _names_by_id(names: Mapping[Any, str], source: str) -> list[str]:
-    try:
-        by_id = {int(key): name for key, name in names.items()}
-    except (TypeError, ValueError):
-        raise ValueError(f"{source}: ids must be integers, got {list(names)[:5]}") from None
+    for key in names:
+        if not (_is_integer(key) or (isinstance(key, str) and re.fullmatch(r"-?[0-9]{1,9}", key))):
+            raise ValueError(f"{source}: ids must be integers, got {short_repr(key)}")
+    by_id = {int(key): name for key, name in names.items()}
+    if len(by_id) != len(names):
+        raise ValueError(f"{source}: ids must be different, got {listed(map(repr, names), 10)}")
     if sorted(by_id) != list(range(len(by_id))):
         raise ValueError(f"{source}: ids must be 0..{len(by_id) - 1} without gaps, got {sorted(by_id)[:20]}")
     return [by_id[index] for index in range(len(by_id))]
 
 
 def _check_palette(palette: Sequence[Sequence[int]], count: int, source: str) -> tuple[Color, ...]:
+    if isinstance(palette, (str, bytes, Mapping)) or not isinstance(palette, Iterable):
+        raise ValueError(f"{source}: palette must be a list of colours, got {short_repr(palette)}")
     colors = tuple(_check_color(color, f"palette[{index}]", source) for index, color in enumerate(palette))
     if len(colors) != count:
         raise ValueError(f"{source}: palette must have one colour per class, got {len(colors)} for {count} classes")
@@ -98,9 +132,10 @@ def _check_palette(palette: Sequence[Sequence[int]], count: int, source: str) ->
 
 
 def _check_color(color: Sequence[int], field: str, source: str) -> Color:
-    if len(color) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
-        raise ValueError(f"{source}: {field} must be three integers in 0..255, got {list(color)}")
-    return tuple(color)
+    parts = () if isinstance(color, (str, bytes, Mapping)) or not isinstance(color, Iterable) else tuple(color)
+    if len(parts) != 3 or not all(_is_integer(value) and 0 <= value <= 255 for value in parts):
+        raise ValueError(f"{source}: {field} must be three integers in 0..255, got {short_repr(color)}")
+    return tuple(int(value) for value in parts)
 
 
 def read_class_table(path: str | Path) -> ClassTable:
@@ -114,16 +149,12 @@ def read_class_table(path: str | Path) -> ClassTable:
         ValueError: The file cannot be read, or its contents do not fit together.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot read class names: {error}") from None
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: cannot read class names: there is no such file")
     if path.suffix == ".txt":
-        return make_class_table([line.strip() for line in text.splitlines() if line.strip()], source=str(path))
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+        lines = [line.strip() for line in read_text(path).split("\n")]
+        return make_class_table([line for line in lines if line], source=str(path))
+    content = read_json(path, (dict, list))
     if isinstance(content, dict) and "names" in content:
         known = ("palette", "ignore_index", "ignore_color")
         return make_class_table(
@@ -131,8 +162,6 @@ def read_class_table(path: str | Path) -> ClassTable:
         )
     if isinstance(content, dict) and "id2label" in content:
         content = content["id2label"]
-    if not isinstance(content, (dict, list)):
-        raise ValueError(f"{path}: expected names, a list or a mapping from id to name, got {type(content).__name__}")
     return make_class_table(content, source=str(path))
 
 

@@ -4,20 +4,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from ..json_files import read_json
+from ..texts import listed, short_repr
 
 if TYPE_CHECKING:
     from ..data import SegmentationData
 
 CLASS_WEIGHT_RULES = ("median_frequency", "inverse_frequency")
+_LARGEST = 1e12  # a class of one pixel among all those of a large data set has less
 
 
 def class_weights_from_counts(
@@ -98,19 +101,40 @@ def read_class_weights(choice: str, data: SegmentationData) -> list[float]:
     if choice in ("auto", *CLASS_WEIGHT_RULES):
         rule = CLASS_WEIGHT_RULES[0] if choice == "auto" else choice
         return class_weights_from_counts(*count_class_pixels(data), rule)
-    if not Path(choice).is_file():
-        raise ValueError(f"class_weights must be auto, {', '.join(CLASS_WEIGHT_RULES)} or a JSON file, got {choice!r}")
-    try:
-        weights = json.loads(Path(choice).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"class_weights {choice} is no JSON file: {error}") from error
+    if not os.path.isfile(choice):
+        names = ", ".join(CLASS_WEIGHT_RULES)
+        raise ValueError(f"class_weights must be auto, {names} or a JSON file, got {short_repr(choice)}")
+    weights = read_json(choice, (dict, list))
     if isinstance(weights, dict):
-        if set(weights) != set(data.class_names):
-            different = sorted(set(weights) ^ set(data.class_names))
-            raise ValueError(f"class_weights {choice} must name the data set's classes, differing: {different[:10]}")
+        if different := sorted(set(weights) ^ set(data.class_names)):
+            raise ValueError(
+                f"class_weights {choice} must name the data set's classes, differing: {listed(different, 10)}"
+            )
         weights = [weights[name] for name in data.class_names]
-    if not isinstance(weights, list) or len(weights) != data.num_classes:
-        raise ValueError(f"class_weights {choice} must be a list of {data.num_classes} numbers")
-    if not all(isinstance(weight, (int, float)) and 0 <= weight < float("inf") for weight in weights):
-        raise ValueError(f"class_weights {choice} must be numbers >= 0, got {weights}")
+    if len(weights) != data.num_classes:
+        raise ValueError(f"class_weights {choice} must be a list of {data.num_classes} numbers, got {len(weights)}")
+    return check_class_weights(weights, f"class_weights {choice}")
+
+
+def check_class_weights(weights: Sequence[Any], source: str = "class_weights") -> list[float]:
+    """Check that a loss can be weighted so.
+
+    Args:
+        weights: One weight per class.
+        source: Where they come from, for error messages.
+
+    Returns:
+        The weights as floats.
+
+    Raises:
+        ValueError: A weight is no number, negative, not finite or above 1e12, or all are 0 in single precision.
+    """
+    weights = weights.tolist() if hasattr(weights, "tolist") else list(weights)
+    for index, weight in enumerate(weights):
+        number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not (number and 0 <= weight <= _LARGEST):  # which nan is not
+            rule = f"must be numbers >= 0 and at most {_LARGEST:g}"
+            raise ValueError(f"{source} {rule}, got {short_repr(weight)} for class {index}")
+    if not np.any(np.asarray(weights, np.float32)):
+        raise ValueError(f"{source} must not all be 0: nothing would be learned, got {short_repr(weights)}")
     return [float(weight) for weight in weights]

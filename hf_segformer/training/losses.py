@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..functional_segformer import upsample_cross_entropy_sum
+from .class_weights import check_class_weights
 
 LOSSES = ("cross_entropy", "ohem", "focal", "dice")
 
@@ -137,9 +138,8 @@ class SegmentationLoss:
             raise ValueError(f"ohem_min_kept must be at least 1, got {ohem_min_kept}")
         if focal_gamma < 0:
             raise ValueError(f"focal_gamma must be at least 0, got {focal_gamma}")
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        if self.class_weights is not None and not bool((self.class_weights >= 0).all()):
-            raise ValueError(f"class_weights must be numbers >= 0, got {list(class_weights)}")
+        checked = None if class_weights is None else check_class_weights(class_weights)
+        self.class_weights = None if checked is None else torch.tensor(checked, dtype=torch.float32)
         self.ignore_index, self.average, self.focal_gamma = ignore_index, average, focal_gamma
         self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
 
