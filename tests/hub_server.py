@@ -38,6 +38,7 @@ from hub_repository import (
     is_lfs,
     owns,
 )
+from hub_xet import XetStore, xet_routes
 
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _REVISION = r"(?P<revision>[^/]+)"
@@ -60,6 +61,7 @@ _ROUTES = [
     ("lfs-put", "PUT", rf"/store/{_REPO}/(?P<oid>\w+)"),
     ("lfs-part", "PUT", rf"/store/{_REPO}/(?P<oid>\w+)/(?P<part>\d+)"),
     ("download", "GET", rf"/store/{_REPO}/(?P<oid>\w+)"),
+    *xet_routes(_REPO, _REVISION),
 ]
 _STORE_ROUTES = {"lfs-put", "lfs-part", "download"}
 
@@ -77,7 +79,7 @@ class Fault:
     before: Callable[[], None] | None = None
 
 
-class HubServer:
+class HubServer(XetStore):
     """The Hub. Token "hf_owner" writes to namespace "user", "hf_reader" only reads, "hf_stranger" is somebody else's.
 
     Args:
@@ -92,6 +94,7 @@ class HubServer:
         }
         self.multipart_size = multipart_size
         self.repositories: dict[str, Repository] = {}
+        self.xorbs: dict[str, list[bytes]] = {}
         self.requests: list[tuple[str, str]] = []  # (route, path)
         self.unknown: list[str] = []
         self._faults: list[Fault] = []
@@ -437,7 +440,7 @@ class _Handler(BaseHTTPRequestHandler):
             with hub._lock:
                 if route in _STORE_ROUTES:
                     self._check_store_request()
-                else:
+                elif not self.path.startswith("/cas/"):  # which has tokens of its own
                     self.user = hub.user(self.headers)
                 answer = getattr(hub, _METHODS.get(route, route.replace("-", "_")))(self, **groups)
         except Refusal as refusal:
