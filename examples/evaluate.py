@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 
-from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
 from hf_segformer.data import DataArguments, SegmentationData, check_dataset
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
+from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.metrics import ConfusionMatrix, atomic_file, write_metrics
 from hf_segformer.protocols import ProtocolArguments
 from hf_segformer.robustness import average_scores, chosen_corruptions, robustness_plot, robustness_table
@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         data = args.load_data()
         if accelerator.is_local_main_process:
             check_dataset(data)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(accelerator.device)
-    image_processor = SegformerImageProcessor.from_pretrained(args.model)
+    model = load_model(args.model).to(accelerator.device)
+    image_processor = load_processor(args.model)
     check_classes(model, data)
 
     def matrix_of(**options) -> ConfusionMatrix:

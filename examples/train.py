@@ -16,7 +16,6 @@ A run is a function of (seed, step): what a step computes depends on nothing els
 `--resume` and ends with the weights it would have had.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -31,12 +30,13 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.hub import PushError, model_card, push_folder
+from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.inference import segment
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
 from hf_segformer.protocols import Protocol
@@ -140,11 +140,10 @@ def build_model(args: TrainArguments, recipe: Recipe, data: SegmentationData, ac
     else:
         if args.drop_path_rate is not None:
             fields["drop_path_rate"] = args.drop_path_rate
-        model = AutoModelForSemanticSegmentation.from_pretrained(
+        model = load_model(
             args.model, num_labels=len(id2label), ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
-        with contextlib.suppress(OSError):  # some encoders come without one
-            image_processor = SegformerImageProcessor.from_pretrained(args.model)
+        image_processor = load_processor(args.model, default=image_processor)  # some encoders come without one
     image_processor.size = {"shortest_edge": recipe.image_size, "longest_edge": recipe.long_side}
     image_processor.do_reduce_labels = data.annotation_format.reduce_zero_label
     protocol = Protocol.named(args.protocol)

@@ -20,10 +20,14 @@ METRICS = {"mean_iou": 0.4321, "mean_accuracy": 0.5, "overall_accuracy": float("
 
 
 @pytest.fixture
-def use_hub(monkeypatch):
-    """Function that makes this process use a Hub."""
+def use_hub(monkeypatch, tmp_path_factory):
+    """Function that makes this process use a Hub, with a cache of its own."""
+    cache = str(tmp_path_factory.mktemp("cache"))
 
     def use(server):
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
