@@ -154,6 +154,7 @@ def report_robustness(args, metrics: dict, scores: dict[str, dict[int, float]]) 
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
     except ValueError as error:

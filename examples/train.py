@@ -18,7 +18,6 @@ A run is a function of (seed, step): what a step computes depends on nothing els
 
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from transformers import HfArgumentParser
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
+from hf_segformer.files import replace_path
 from hf_segformer.hub import PushError, model_card, push_folder
 from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.inference import segment
@@ -324,8 +324,8 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         write_metrics(metrics, folder / "metrics.json")
-        (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n")
-        (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n")
+        (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n", encoding="utf-8")
         learning_curve(progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(args, model, image_processor, data, folder / "overlays")
         of_results = ("published", "tta", "aligned_protocol")
@@ -342,12 +342,12 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
             license=args.license,
             protocol=size + protocol.describe(),
         )
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
-                os.replace(path, target)
+                replace_path(path, target)
 
 
 def draw_pictures(args, model, image_processor, data: SegmentationData, folder: Path) -> list[str]:
@@ -386,6 +386,7 @@ def print_summary(args, recipe: Recipe, data: SegmentationData, matrix: Confusio
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
     except (ValueError, FloatingPointError, PushError) as error:

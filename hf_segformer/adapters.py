@@ -92,7 +92,7 @@ def convert_adapter(adapter: str | Path, output_dir: str | Path, revision: str |
         config = _convert_config(config, weights, folder)
         weights = {_our_name(name, folder): tensor for name, tensor in weights.items()}
     with new_folder(output_dir) as output:
-        (output / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (output / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(weights, output / _WEIGHTS, metadata={"format": "pt"})
 
 
