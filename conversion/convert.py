@@ -50,4 +50,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     sys.exit(main())

@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
     except (ValueError, PushError) as error:

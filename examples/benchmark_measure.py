@@ -127,7 +127,11 @@ def describe_machine() -> dict[str, str]:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
         processor = names[0] if names else processor
     packages = ("transformers", "numpy", "pillow", "torchvision", "onnxruntime", "openvino")
     versions = {"torch": torch.__version__}  # names the build, too
@@ -163,7 +167,7 @@ class Report:
         print(f"{text}\n", flush=True)
         self._text.append(text)
         if self.folder is not None:
-            (self.folder / "benchmark.md").write_text("\n\n".join(self._text) + "\n")
+            (self.folder / "benchmark.md").write_text("\n\n".join(self._text) + "\n", encoding="utf-8")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Add a table; a row that ends early is filled up with "not measured"."""
@@ -175,7 +179,7 @@ class Report:
         """Add a record of raw figures; written at once, so that an interrupted run keeps what it measured."""
         self._data.setdefault(section, []).append(record)
         if self.folder is not None:
-            (self.folder / "benchmark.json").write_text(json.dumps(self._data, indent=1) + "\n")
+            (self.folder / "benchmark.json").write_text(json.dumps(self._data, indent=1) + "\n", encoding="utf-8")
 
     def plot(self, name: str, panels: Sequence[tuple[str, str, dict[str, tuple[list, list]]]]) -> None:
         """Write a picture of panels (x label, y label, {line: (x, y)}) side by side; nothing without a folder."""

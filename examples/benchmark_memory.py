@@ -11,28 +11,39 @@ python examples/benchmark_memory.py '{"side": "ours", "folder": "MODEL", "train"
 
 import importlib
 import json
-import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 MODULES = {"ours": "hf_segformer", "transformers": "transformers.models.segformer.modeling_segformer"}
 
 
 def resident_peak() -> float:
     """Largest resident memory of this process so far, in MiB."""
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset / (1 << 20)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     status = Path("/proc/self/status")
     if status.is_file():  # unlike ru_maxrss, this one can be set back
-        kilobytes = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        kilobytes = next(
+            int(line.split()[1])
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM")
+        )
     return kilobytes / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def forget_peak() -> None:
     """Set the peak back to what is resident now, where the system can do that."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return
 

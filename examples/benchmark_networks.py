@@ -136,12 +136,12 @@ def _mmsegmentation(networks: Networks, args, stack: ExitStack) -> Contender:
     errors = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "errors"
     command = [sys.executable, "-W", "ignore", str(script), json.dumps(settings)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with errors.open("w") as stderr:
+    with errors.open("wb") as stderr:
         worker = subprocess.Popen(command, stderr=stderr, text=True, env=environment, **pipes)
     stack.callback(_stop, worker)
 
     def last_error() -> str:
-        return (errors.read_text().strip().splitlines() or [""])[-1]
+        return (errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
 
     if worker.stdout.readline().strip() != "ready":
         missing = last_error().startswith(("ModuleNotFoundError", "ImportError"))

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 
-from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
 from hf_segformer.data import DataArguments, SegmentationData, check_dataset
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
+from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.launch import make_accelerator
 from hf_segformer.metrics import ConfusionMatrix, atomic_file, write_metrics
 from hf_segformer.protocols import ProtocolArguments
@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
         data = args.load_data()
         if accelerator.is_local_main_process:
             check_dataset(data)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(accelerator.device)
-    image_processor = SegformerImageProcessor.from_pretrained(args.model)
+    model = load_model(args.model).to(accelerator.device)
+    image_processor = load_processor(args.model)
     check_classes(model, data)
 
     def matrix_of(**options) -> ConfusionMatrix:
@@ -164,6 +164,7 @@ def report_robustness(args, metrics: dict, scores: dict[str, dict[int, float]]) 
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
     except ValueError as error:

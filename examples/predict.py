@@ -23,9 +23,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 
-from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
+from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.inference import NetworkInputs, Segmentation, inference_of, prepare_inputs, segment_inputs
 from hf_segformer.metrics import atomic_file
 from hf_segformer.protocols import Protocol, ProtocolArguments
@@ -162,8 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="Pictures, or folders searched for them.")
     args, positional = parser.parse_args_into_dataclasses(arguments)
     protocol, images = args.load_protocol(), find_images(positional.images)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(args.device)
-    image_processor = SegformerImageProcessor.from_pretrained(args.model)
+    model = load_model(args.model).to(args.device)
+    image_processor = load_processor(args.model)
     files = OutputFiles(args, list(images), model.config)
     todo = {name: path for name, path in images.items() if not all(out.exists() for out in files.paths(name).values())}
     workers = min(args.num_workers, len(todo) - 1) if len(todo) > 1 else 0
@@ -183,6 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         sys.exit(main())
     except ValueError as error:

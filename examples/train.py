@@ -16,9 +16,7 @@ A run is a function of (seed, step): what a step computes depends on nothing els
 `--resume` and ends with the weights it would have had.
 """
 
-import contextlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -31,12 +29,14 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
+from hf_segformer.files import replace_path
 from hf_segformer.hub import PushError, model_card, push_folder
+from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.inference import segment
 from hf_segformer.launch import (
     describe_launch,
@@ -174,11 +174,10 @@ def build_model(args: TrainArguments, recipe: Recipe, data: SegmentationData, ac
     else:
         if args.drop_path_rate is not None:
             fields["drop_path_rate"] = args.drop_path_rate
-        model = AutoModelForSemanticSegmentation.from_pretrained(
+        model = load_model(
             args.model, num_labels=len(id2label), ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
-        with contextlib.suppress(OSError):  # some encoders come without one
-            image_processor = SegformerImageProcessor.from_pretrained(args.model)
+        image_processor = load_processor(args.model, default=image_processor)  # some encoders come without one
     image_processor.size = {"shortest_edge": recipe.image_size, "longest_edge": recipe.long_side}
     image_processor.do_reduce_labels = data.annotation_format.reduce_zero_label
     protocol = Protocol.named(args.protocol)
@@ -386,7 +385,7 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
         image_processor.save_pretrained(folder)
         write_metrics(metrics, folder / "metrics.json")
         public = without_paths(recipe.to_dict() | ran)
-        (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n")
+        (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n", encoding="utf-8")
         (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n", encoding="utf-8")
         learning_curve(progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(args, model, image_processor, data, folder / "overlays")
@@ -409,7 +408,7 @@ def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, 
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
-                os.replace(path, target)
+                replace_path(path, target)
 
 
 def draw_pictures(args, model, image_processor, data: SegmentationData, folder: Path) -> list[str]:
@@ -450,6 +449,7 @@ def print_summary(args, recipe: Recipe, data: SegmentationData, matrix: Confusio
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
     except (ValueError, FloatingPointError, PushError) as error:

@@ -18,13 +18,14 @@ import torch
 
 from .checkpoint_conversion import new_folder
 from .checkpoint_layouts import HF5_ENCODER, HF5_HEAD, PLACEHOLDERS, listed
+from .hub_errors import explained
 from .json_files import read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 
 # Modules under which everything is called the same, apart from the parts below them.
@@ -91,7 +92,7 @@ def convert_adapter(adapter: str | Path, output_dir: str | Path, revision: str |
         config = _convert_config(config, weights, folder)
         weights = {_our_name(name, folder): tensor for name, tensor in weights.items()}
     with new_folder(output_dir) as output:
-        (output / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (output / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(weights, output / _WEIGHTS, metadata={"format": "pt"})
 
 
@@ -102,10 +103,13 @@ def _adapter_folder(adapter: str | Path, revision: str | None) -> Path:
 
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(adapter)):
             raise ValueError(f"adapter must be a folder or a Hub id owner/name, got {str(adapter)!r}")
-        try:
+        with explained(adapter, "adapter"):
             folder = Path(snapshot_download(str(adapter), revision=revision, allow_patterns=[_CONFIG, _WEIGHTS]))
-        except Exception as error:  # network, authorisation, cache: each has its own class
-            raise ValueError(f"{str(adapter)!r} is no folder here, and the Hub says: {error}") from error
+    if (folder / _PICKLE).is_file() and not (folder / _WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder / _PICKLE} is a pickle, which could run code and is not read: where you trust it, save the "
+            f"adapter anew with PEFT, which writes {_WEIGHTS}"
+        )
     if missing := [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is no adapter: {listed(missing)} missing")
     return folder

@@ -21,6 +21,7 @@ from .checkpoint_layouts import HEADS, LAYOUTS, ConversionReport
 from .checkpoints import convert_state_dict, export_state_dict, model_class_for
 from .configuration_segformer import SegformerConfig
 from .data import ade20k, cityscapes
+from .files import fsync_path, replace_path
 from .image_processing_segformer import SegformerImageProcessor
 
 DATASETS = {"ade20k": ade20k, "cityscapes": cityscapes}
@@ -213,7 +214,7 @@ def _write_record(folder: Path, source: str | Path, checkpoint: Checkpoint, repo
         **asdict(report),
         "head": HEADS[report.head],
     }
-    (folder / "conversion.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -234,15 +235,15 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+            fsync_path(file)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders that only their owner may read
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rmdir()
-        temporary.rename(target)
+        replace_path(temporary, target)
+        fsync_path(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

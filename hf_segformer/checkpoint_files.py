@@ -8,9 +8,11 @@ explicit list of names, each of which becomes an inert stand-in: neither mmengin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickletools
 import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +48,10 @@ INERT_GLOBALS = (
     "pathlib.PurePosixPath",
     "pathlib.WindowsPath",
 )
+
+# Modules of what every state dict is pickled with.
+_KNOWN_MODULES = ("torch.", "collections.OrderedDict", "_codecs.encode", "copyreg._reconstructor")
+_WAY_OUT = "save its state dict alone, with `torch.save` or as safetensors"
 
 # Where files keep the weights: those to use, and running averages of them.
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
@@ -121,17 +127,18 @@ def read_checkpoint(source: str | Path, revision: str | None = None, ema: bool =
 def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    from .hub_errors import explained
+
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(
             f"source must be a file, a folder or a Hub id owner/name, got {repo_id!r}, which does not exist"
         )
     kinds = (["*.safetensors", "*.safetensors.index.json"], ["*.bin", "*.bin.index.json", "*.pth", "*.pt"])
     for patterns in kinds:
-        try:
+        with explained(repo_id):
             folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns, "*config.json"]))
-        except Exception as error:  # network, authorisation, cache: each has its own class
-            raise ValueError(f"{repo_id!r} is no file or folder here, and the Hub says: {error}") from error
-        if any(entry.suffix in WEIGHT_SUFFIXES for entry in folder.iterdir()):
+        # There is no folder where nothing matches.
+        if folder.is_dir() and any(entry.suffix in WEIGHT_SUFFIXES for entry in folder.iterdir()):
             return folder
     raise ValueError(f"{repo_id!r} on the Hub has no weights ({', '.join(WEIGHT_SUFFIXES)})")
 
@@ -211,32 +218,54 @@ class _Unread:
 
 
 def read_pickle(path: Path) -> Any:
+    references: list[str] = []
     try:
         with open(path, "rb") as file:
-            _check_before_unpickling(file)
+            _check_before_unpickling(file, references)
         with torch.serialization.safe_globals([(_Unread, name) for name in INERT_GLOBALS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     # A reader of hostile input fails in any way; `torch` advises to switch off the protection, which we do not repeat.
     except Exception as error:
-        if refused := re.search(r"GLOBAL (\S+)|(?:function|but got) (<.*?>)", str(error)):
-            raise ValueError(
-                f"{path} refers to {refused[1] or refused[2]}, which weights never need and which could run code. "
-                "It was not read; where you trust it, save its state dict alone"
-            ) from None
-        reason = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ValueError(f"{path} is no checkpoint or is damaged: {reason}") from None
+        raise ValueError(f"{path} {_reason(str(error) or type(error).__name__, references)}") from None
 
 
-def _check_before_unpickling(file: BinaryIO) -> None:
-    """Refuse what would exhaust memory or stack before `torch.load` sees it."""
+def _reason(said: str, references: list[str]) -> str:
+    """Why a file could not be read, and what to do, without the advice of `torch`."""
+    refused = re.search(r"GLOBAL (\S+)|(?:function|but got) (<.*?>)", said)
+    foreign = [name for name in references if name not in INERT_GLOBALS and not name.startswith(_KNOWN_MODULES)]
+    if refused or (foreign and "weights_only" in said):
+        named = (refused[1] or refused[2]) if refused else listed(dict.fromkeys(foreign), 3)
+        return (
+            f"refers to {named}, which weights never need and which could run code. "
+            f"It was not read; where you trust it, {_WAY_OUT}"
+        )
+    unknown = re.search(r"Unsupported operand (\d+)", said)
+    if unknown and (opcode := pickletools.code2op.get(chr(int(unknown[1])))):
+        return (
+            f"uses {opcode.name} of pickle protocol {opcode.proto}, which PyTorch does not read without running code. "
+            f"It was not read; where you trust it, {_WAY_OUT}"
+        )
+    if "weights_only" in said:
+        said = "PyTorch cannot read it without running code"
+    return f"is no checkpoint or is damaged: {said.splitlines()[0][:300]}. Get it anew, or {_WAY_OUT}"
+
+
+def _check_before_unpickling(file: BinaryIO, references: list[str]) -> None:
+    """Refuse what would exhaust memory or stack, or is code, before `torch.load` sees it; collects `references`."""
     is_archive = file.read(4) == b"PK\x03\x04"
     file.seek(0)
     if not is_archive:
+        with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as archive:
+            if archive.next() is not None:
+                raise ValueError("a tar archive, as PyTorch wrote before 2017")
+        file.seek(0)
         for _ in range(5):  # the older format: magic number, version, system, object, storage keys
-            _check_nesting(file)
+            references += _check_nesting(file)
         return
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+            raise ValueError("a TorchScript archive, which holds code")
         if squeezed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
             raise ValueError(f"compressed entries, which PyTorch never writes: {listed(squeezed, 3)}")
         claimed, size = sum(entry.file_size for entry in entries), file.seek(0, 2)
@@ -247,38 +276,61 @@ def _check_before_unpickling(file: BinaryIO) -> None:
                 if entry.file_size > _MAX_PICKLE_BYTES:
                     raise ValueError(f"{entry.filename} has {entry.file_size} bytes, {_MAX_PICKLE_BYTES} are allowed")
                 with archive.open(entry) as stream:
-                    _check_nesting(stream)
+                    references += _check_nesting(stream)
 
 
-def _check_nesting(stream: BinaryIO) -> None:
-    """Follow a pickle's stack without building anything, and refuse it if it nests too deep."""
-    depths: list[int] = []
+def _check_nesting(stream: BinaryIO) -> list[str]:
+    """Follow a pickle's stack without building anything, and refuse it if it nests too deep.
+
+    Returns:
+        Names of what it refers to.
+    """
+    stack: list[tuple[int, str]] = []  # how deep a value nests, and its text if it is one
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[int, tuple[int, str]] = {}
+    references: list[str] = []
     start = None
     for opcode, argument, position in pickletools.genops(stream):
         start = position if start is None else start
         if position - start > _MAX_PICKLE_BYTES:
             raise ValueError(f"more than {_MAX_PICKLE_BYTES} bytes of metadata")
-        if opcode.name == "MARK":
-            marks.append(len(depths))
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = depths[-1]
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            depths.append(memo[argument])
+        try:
+            _follow(opcode, argument, stack, marks, memo, references)
+        except LookupError:
+            raise ValueError(f"a pickle that takes what it has not put on its stack, at byte {position}") from None
+    return references
+
+
+def _follow(opcode, argument, stack, marks, memo, references) -> None:
+    """What one instruction of a pickle does to stack and memo."""
+    if opcode.name == "MARK":
+        marks.append(len(stack))
+    elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+        memo[argument] = stack[-1]
+    elif opcode.name == "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+    elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+        stack.append(memo[argument])
+    else:
+        before = opcode.stack_before
+        has_mark = pickletools.markobject in before
+        first = marks.pop() - before.index(pickletools.markobject) if has_mark else len(stack) - len(before)
+        if first < 0:
+            raise LookupError
+        taken = stack[first:]
+        del stack[first:]
+        depths = [depth for depth, _ in taken]
+        if opcode.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"):
+            depth = max(depths[0], 1 + max(depths[1:], default=-1))
         else:
-            before = opcode.stack_before
-            has_mark = pickletools.markobject in before
-            first = marks.pop() - before.index(pickletools.markobject) if has_mark else len(depths) - len(before)
-            taken = depths[first:]
-            del depths[first:]
-            if opcode.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"):
-                depth = max(taken[0], 1 + max(taken[1:], default=-1))
-            else:
-                depth = 1 + max(taken, default=-1)
-            if depth > _MAX_NESTING:
-                raise ValueError(f"metadata nested more than {_MAX_NESTING} deep")
-            depths.extend([depth] * len(opcode.stack_after))
+            depth = 1 + max(depths, default=-1)
+        if depth > _MAX_NESTING:
+            raise ValueError(f"metadata nested more than {_MAX_NESTING} deep")
+        if opcode.name in ("GLOBAL", "INST"):
+            references.append(argument.replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            references.append(".".join(text for _, text in taken))
+        stack.extend([(depth, argument if isinstance(argument, str) else "?")] * len(opcode.stack_after))
 
 
 def _unwrap(loaded: Any, path: Path, ema: bool, checkpoint: Checkpoint) -> dict[str, Any]:

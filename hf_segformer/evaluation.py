@@ -177,7 +177,12 @@ def share_cpu_threads(accelerator: Accelerator, num_threads: int | None = None) 
         num_threads = int(asked)
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(num_threads or max(len(os.sched_getaffinity(0)) // local_processes, 1))
+        torch.set_num_threads(num_threads or max(_usable_cores() // local_processes, 1))
+
+
+def _usable_cores() -> int:
+    # Linux alone tells which cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

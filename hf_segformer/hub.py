@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import unquote
 
 import torch
@@ -25,6 +27,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
+from huggingface_hub.utils._runtime import is_xet_available
 from safetensors import SafetensorError, safe_open
 
 from . import modeling_segformer
@@ -242,8 +245,6 @@ def _find_files(folder: Path) -> dict[str, Path]:
 
 def _draw_overlay(folder: Path, image: str | os.PathLike) -> bytes:
     """PNG of an image beside the model's prediction."""
-    import io
-
     from PIL import Image, ImageOps
 
     from .image_processing_segformer import SegformerImageProcessor
@@ -287,7 +288,9 @@ def push_folder(
     Weights, configuration, processor, model card, metrics and pictures are pushed; saved states, logs, pickles and
     temporary files are not. Weights in the repository that the folder does not have are deleted in the same commit, so
     that `from_pretrained` cannot find them first. The folder is checked before anything is sent, and is not changed.
-    Failures that may pass (429, 5xx, a lost connection) are tried again for a bounded time.
+    Failures that may pass (429, 5xx, a lost connection) are tried again for a bounded time. Where the upload through
+    Xet fails, it is done through LFS; the client of Xet takes some minutes to give up a store that does not answer,
+    which HF_HUB_DISABLE_XET=1 saves.
 
     Args:
         folder: Model folder, see `check_folder`.
@@ -362,29 +365,40 @@ def _prepare_repository(api: HfApi, repo_id: str, private: bool, branch: str | N
 
 
 def _commit(api, repo_id, contents, revision, create_pr, commit_message, parent_commit) -> CommitInfo:
+    options, xet_failed = {"revision": revision, "create_pr": create_pr}, False
+
     def attempt():
-        nonlocal parent_commit
+        nonlocal parent_commit, xet_failed
         # All asked for anew each time: if a commit succeeded and only the answer was lost, nothing is left to change.
         info = api.model_info(repo_id, revision=revision)
         parent_commit = parent_commit or info.sha
         old = [file.rfilename for file in info.siblings if _WEIGHT_FILE.fullmatch(file.rfilename)]
         operations = [CommitOperationDelete(name) for name in old if name not in contents]
-        additions = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
-        try:
-            api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
-        except (HfHubHTTPError, httpx.TransportError) as error:
-            raise RuntimeError("upload failed") from error  # huggingface_hub has repeated these requests itself
-        return api.create_commit(
-            repo_id,
-            operations + additions,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=parent_commit,
-        )
+        with contextlib.ExitStack() as files:
+            # What Xet does not take: `huggingface_hub` sends open files through LFS.
+            given = {name: _opened(content, files) for name, content in contents.items()} if xet_failed else contents
+            additions = [CommitOperationAdd(name, content) for name, content in sorted(given.items())]
+            try:
+                api.preupload_lfs_files(repo_id, additions, free_memory=False, **options)
+            except OfflineModeIsEnabled:
+                raise
+            except (HfHubHTTPError, httpx.TransportError) as error:
+                raise RuntimeError("upload failed") from error  # huggingface_hub has repeated these requests itself
+            except (OSError, RuntimeError) as error:  # all that hf_xet raises, after it has tried again itself
+                if xet_failed or not is_xet_available():
+                    raise
+                xet_failed = True
+                warnings.warn(f"the upload through Xet failed, so it is done through LFS: {error}", stacklevel=2)
+                return attempt()
+            message = {"commit_message": commit_message, "parent_commit": parent_commit}
+            return api.create_commit(repo_id, operations + additions, **message, **options)
 
     # A second request would open a second pull request if only the answer to the first was lost.
     return _retried(attempt, {429} if create_pr else _TRANSIENT)
+
+
+def _opened(content: Path | bytes, files: contextlib.ExitStack) -> BinaryIO:
+    return io.BytesIO(content) if isinstance(content, bytes) else files.enter_context(content.open("rb"))
 
 
 def _retried(call: Callable[[], _T], transient: set[int] = _TRANSIENT) -> _T:
@@ -422,6 +436,10 @@ def _explained(repo_id: str) -> Iterator[None]:
         if cause is None:
             raise
         raise PushError(_explanation(cause, repo_id)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise PushError(f"{error.filename} could not be read during the push: {error.strerror}") from error
 
 
 def _explanation(error: Exception, repo_id: str) -> str:

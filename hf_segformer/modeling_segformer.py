@@ -9,6 +9,8 @@ Parameter names are the layout of every published checkpoint: `state_dict()` is 
 """
 
 import copy
+import pickle
+import re
 from collections.abc import Sequence
 
 import torch
@@ -63,7 +65,18 @@ class SegformerPreTrainedModel(PreTrainedModel):
             config.num_channels = stored
         else:
             wanted = kwargs.pop("num_channels", None)
-        result = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        try:
+            result = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            if "weights_only" not in str(error):
+                raise
+            # PyTorch advises to switch off its protection.
+            refused = re.search(r"GLOBAL (\S+)|(?:function|but got) (<.*?>)", str(error))
+            reason = f"refers to {refused[1] or refused[2]}" if refused else "is damaged or holds more than weights"
+            raise ValueError(
+                f"the pickle of weights in {pretrained_model_name_or_path} {reason} and was not read: where you trust "
+                "it, save its state dict alone, with `torch.save` or as safetensors"
+            ) from None
         model = result[0] if isinstance(result, tuple) else result
         if wanted is not None and wanted != model.config.num_channels:
             model.resize_num_channels(wanted)

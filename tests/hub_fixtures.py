@@ -14,15 +14,20 @@ from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcess
 from hf_segformer.hub import model_card
 from hf_segformer.metrics import write_metrics
 from hub_server import HubServer
+from hub_xet import CLIENT_SETTINGS
 
 METRICS = {"mean_iou": 0.4321, "mean_accuracy": 0.5, "overall_accuracy": float("nan"), "per_category_iou": [0.1, 0.2]}
 
 
 @pytest.fixture
-def use_hub(monkeypatch):
-    """Function that makes this process use a Hub."""
+def use_hub(monkeypatch, tmp_path_factory):
+    """Function that makes this process use a Hub, with a cache of its own."""
+    cache = str(tmp_path_factory.mktemp("cache"))
 
     def use(server):
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -40,6 +45,21 @@ def hub(use_hub):
     with HubServer() as server:
         use_hub(server)
         yield server
+
+
+@pytest.fixture
+def xet_hub(hub, monkeypatch):
+    """A Hub that takes large files through Xet, as the client does by default."""
+    pytest.importorskip("hf_xet")
+    session = pytest.importorskip("huggingface_hub.utils._xet", reason="older client")
+    if not hasattr(session, "abort_xet_session"):
+        pytest.skip("this client reads its settings only once")
+    for name, value in CLIENT_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    session.abort_xet_session()
+    yield hub
+    session.abort_xet_session()
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from hub_repository import (
     is_lfs,
     owns,
 )
+from hub_xet import XetStore, xet_routes
 
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _REVISION = r"(?P<revision>[^/]+)"
@@ -45,21 +46,22 @@ _ROUTES = [
     ("whoami", "GET", r"/api/whoami-v2"),
     ("validate-yaml", "POST", r"/api/validate-yaml"),
     ("create", "POST", r"/api/repos/create"),
-    ("info", "GET", rf"/api/models/{_REPO}"),
-    ("info", "GET", rf"/api/models/{_REPO}/revision/{_REVISION}"),
-    ("tree", "GET", rf"/api/models/{_REPO}/tree/{_REVISION}(?:/(?P<path>.+))?"),
-    ("refs", "GET", rf"/api/models/{_REPO}/refs"),
-    ("branch", "POST", rf"/api/models/{_REPO}/branch/{_REVISION}"),
-    ("preupload", "POST", rf"/api/models/{_REPO}/preupload/{_REVISION}"),
-    ("commit", "POST", rf"/api/models/{_REPO}/commit/{_REVISION}"),
+    ("info", "GET", rf"/api/(?:models|datasets)/{_REPO}"),
+    ("info", "GET", rf"/api/(?:models|datasets)/{_REPO}/revision/{_REVISION}"),
+    ("tree", "GET", rf"/api/(?:models|datasets)/{_REPO}/tree/{_REVISION}(?:/(?P<path>.+))?"),
+    ("refs", "GET", rf"/api/(?:models|datasets)/{_REPO}/refs"),
+    ("branch", "POST", rf"/api/(?:models|datasets)/{_REPO}/branch/{_REVISION}"),
+    ("preupload", "POST", rf"/api/(?:models|datasets)/{_REPO}/preupload/{_REVISION}"),
+    ("commit", "POST", rf"/api/(?:models|datasets)/{_REPO}/commit/{_REVISION}"),
     ("lfs-batch", "POST", rf"/{_REPO}\.git/info/lfs/objects/batch"),
     ("lfs-verify", "POST", rf"/{_REPO}\.git/info/lfs/objects/verify"),
     ("lfs-complete", "POST", rf"/api/complete_multipart/{_REPO}/(?P<oid>\w+)"),
-    ("resolve", "HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)"),
-    ("resolve", "GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)"),
+    ("resolve", "HEAD", rf"/(?:datasets/)?{_REPO}/resolve/{_REVISION}/(?P<path>.+)"),
+    ("resolve", "GET", rf"/(?:datasets/)?{_REPO}/resolve/{_REVISION}/(?P<path>.+)"),
     ("lfs-put", "PUT", rf"/store/{_REPO}/(?P<oid>\w+)"),
     ("lfs-part", "PUT", rf"/store/{_REPO}/(?P<oid>\w+)/(?P<part>\d+)"),
     ("download", "GET", rf"/store/{_REPO}/(?P<oid>\w+)"),
+    *xet_routes(_REPO, _REVISION),
 ]
 _STORE_ROUTES = {"lfs-put", "lfs-part", "download"}
 
@@ -77,7 +79,7 @@ class Fault:
     before: Callable[[], None] | None = None
 
 
-class HubServer:
+class HubServer(XetStore):
     """The Hub. Token "hf_owner" writes to namespace "user", "hf_reader" only reads, "hf_stranger" is somebody else's.
 
     Args:
@@ -92,6 +94,7 @@ class HubServer:
         }
         self.multipart_size = multipart_size
         self.repositories: dict[str, Repository] = {}
+        self.xorbs: dict[str, list[bytes]] = {}
         self.requests: list[tuple[str, str]] = []  # (route, path)
         self.unknown: list[str] = []
         self._faults: list[Fault] = []
@@ -437,7 +440,7 @@ class _Handler(BaseHTTPRequestHandler):
             with hub._lock:
                 if route in _STORE_ROUTES:
                     self._check_store_request()
-                else:
+                elif not self.path.startswith("/cas/"):  # which has tokens of its own
                     self.user = hub.user(self.headers)
                 answer = getattr(hub, _METHODS.get(route, route.replace("-", "_")))(self, **groups)
         except Refusal as refusal:

@@ -205,7 +205,7 @@ def test_missing_data_root(tmp_path):
         load_dataset("parquet")
     with pytest.raises(ValueError, match=r"data_root .*absent: no such file or folder"):
         load_dataset("parquet", tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"absent: neither a data set of the Hub nor a local path"):
+    with pytest.raises(ValueError, match=r"absent: it is no folder here, and no Hub id of a data set"):
         load_dataset(f"{tmp_path}/absent")
 
 

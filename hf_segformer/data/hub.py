@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..hub_errors import explained, hub_file
 from . import ade20k, cityscapes, coco_stuff
 from .classes import CLASS_FILES, ClassTable, find_class_table, make_class_table, read_class_table
 from .folder import FORMAT_PROBES, detect_mask_format
@@ -113,6 +114,7 @@ def _load_splits(
     path: str | Path, config_name: str | None, revision: str | None, cache_dir, streaming: bool
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     import datasets
+    from huggingface_hub.utils import validate_repo_id
 
     local = Path(path)
     if local.is_file():
@@ -122,12 +124,12 @@ def _load_splits(
         raise ValueError(
             f"{local}: no parquet files here; for images/ and annotations/ use the data set name 'folder'"
         )
-    try:
+    with explained(path, "data set"):
+        if not local.is_dir():
+            validate_repo_id(str(path))
         return datasets.load_dataset(
             str(path), config_name, revision=revision, cache_dir=cache_dir, streaming=streaming
         )
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: neither a data set of the Hub nor a local path: {error}") from error
 
 
 def _choose_annotation_column(rows: datasets.Dataset, image_column: str, asked: str | None, path: str | Path) -> str:
@@ -167,14 +169,10 @@ def _class_file(path: str | Path, revision: str | None) -> ClassTable | None:
     if local.exists():
         folder = local if local.is_dir() else local.parent
         return find_class_table(folder) if any((folder / name).is_file() for name in CLASS_FILES) else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    for name in CLASS_FILES:
-        try:
-            return read_class_table(hf_hub_download(str(path), name, repo_type="dataset", revision=revision))
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            continue
+    with explained(path, "data set"):
+        for name in CLASS_FILES:
+            if (file := hub_file(str(path), name, "dataset", revision)) is not None:
+                return read_class_table(file)
     return None
 
 

@@ -164,7 +164,7 @@ def _host() -> str:
 def _boot_id() -> str | None:
     """What changes when the machine starts anew; None where that is unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None
 
@@ -179,7 +179,7 @@ def _start_time(pid: int) -> str | None:
         return None
     try:
         # The name in parentheses may hold spaces; the 22nd field is the 20th behind it.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         return None
 
