@@ -185,7 +185,7 @@ def test_text_is_utf_8_everywhere(path):
         name = getattr(node.func, "attr", getattr(node.func, "id", None))
         given = {keyword.arg for keyword in node.keywords}
         texts = [argument.value for argument in node.args if isinstance(getattr(argument, "value", None), str)]
-        is_text = name in ("read_text", "write_text") or (
+        is_text = (isinstance(node.func, ast.Attribute) and name in ("read_text", "write_text")) or (
             isinstance(node.func, ast.Name) and name == "open" and not any("b" in text for text in texts[-1:])
         )
         if is_text and "encoding" not in given:
