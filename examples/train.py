@@ -31,7 +31,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, HfArgumentParser
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
@@ -122,6 +122,8 @@ def synchronizes(args: TrainArguments, accelerator: Accelerator) -> bool:
 def build_model(args: TrainArguments, recipe: Recipe, data: SegmentationData, accelerator: Accelerator):
     """Model and image processor for the data set's classes."""
     id2label = dict(enumerate(data.class_names))
+    if args.model is not None and data.num_classes == 2 and AutoConfig.from_pretrained(args.model).num_labels == 1:
+        id2label = {0: data.class_names[1]}  # its one logit tells the second class from the first
     fields = {
         "id2label": id2label,
         "label2id": {name: index for index, name in id2label.items()},

@@ -6,7 +6,7 @@ While an adapter is trained, BatchNorm in training mode goes on counting in the 
 weights and whole modules that `modules_to_save` names, but no statistics of any other module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -36,19 +36,20 @@ def warn_when_saved(model: nn.Module) -> None:
         )
 
 
-def warn_when_loaded(model: nn.Module) -> None:
-    """Warn if an adapter just loaded into `model` came without statistics."""
-    if names := _left_behind(model):
+def warn_when_loaded(model: nn.Module, loaded: Collection[str] = ()) -> None:
+    """Warn if an adapter that is loaded into `model` comes without statistics, apart from the tensors `loaded`."""
+    if names := _left_behind(model, loaded):
         logger.warning(
             f"The adapter does not hold the running statistics of {names}: if these were not frozen while it was "
             f"trained, this {type(model).__name__} gives other results than then. To keep them, {_REMEDY} in training."
         )
 
 
-def _left_behind(model: nn.Module) -> str:
-    """Names of the BatchNorms that no adapter saves, joined by commas."""
+def _left_behind(model: nn.Module, loaded: Collection[str] = ()) -> str:
+    """Names of the BatchNorms that no adapter saves and whose mean is not `loaded`, joined by commas."""
     modules = model.named_modules()
     norms = [name for name, module in modules if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [name for name in norms if f"{name}.running_mean" not in loaded]
     return ", ".join(name for name in norms if not _SAVED_WHOLE & set(name.split(".")))
 
 
@@ -59,5 +60,5 @@ def _before_saving(model: nn.Module, prefix: str, keep_vars: bool) -> None:
 
 
 def _before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_) -> None:
-    if prefix.endswith(_PEFT_PREFIX) and state_dict and not any("running_mean" in name for name in state_dict):
-        warn_when_loaded(model)
+    if prefix.endswith(_PEFT_PREFIX) and state_dict:
+        warn_when_loaded(model, {name.removeprefix(prefix) for name in state_dict})

@@ -84,12 +84,14 @@ def _names_of_outputs(table: Any) -> dict[int, str]:
     if dropped := {label: name for label, name in sorted(given.items()) if label not in names}:
         logger.warning(
             f"SegformerConfig: id2label has {len(given)} entries and so names the outputs 0 to {len(given) - 1}; the "
-            f"names of other ids are dropped: {dropped}"
+            f"names of other ids are dropped: {dropped!s:.300}"
         )
     return names
 
 
 def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
     return [_as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -220,7 +222,10 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
+        names, ids = self.id2label, self.label2id
         super().__post_init__(**kwargs)
+        if names is None or names == self.id2label:  # otherwise num_labels made new ones
+            self.label2id = ids  # as it was given, for validate_label_names to look at
 
     def _warn_about_misspelt(self, kwargs: dict[str, Any]) -> None:
         fields = list(self.__dataclass_fields__)
@@ -255,6 +260,12 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         names = tuple((self.id2label or {}).values())
         return (BACKGROUND, *names) if len(names) == 1 else names
 
+    @property
+    def class_palette(self) -> list | tuple | None:
+        """Colour of each id of a segmentation model's label maps; black for the background that one output lacks."""
+        lacks_background = self.palette is not None and len(self.palette) == self.num_labels == 1
+        return [[0, 0, 0], *self.palette] if lacks_background else self.palette
+
     def name_pixels(self, wanted: bool) -> None:
         """Let look-ups in `id2label` mean ids of a label map, which differ from outputs where there is only one.
 
@@ -284,7 +295,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             raise ValueError(f"{error} (configuration of {pretrained_model_name_or_path})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: _as_lists(value) for name, value in super().to_dict().items()}
+        return _as_lists(super().to_dict())
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same; where a configuration was read from, and tuple or list, make no difference."""
@@ -354,4 +365,5 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         if list(self.id2label) != list(range(len(self.id2label))):
             self.id2label = self.id2label
         if others := self._let_label2id_follow():
-            logger.warning(f"SegformerConfig: label2id said {others}, but id2label counts: {dict(self.id2label)}")
+            said, counts = str(others), str(dict(self.id2label))
+            logger.warning(f"SegformerConfig: label2id said {said:.300}, but id2label counts: {counts:.300}")

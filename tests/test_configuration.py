@@ -97,3 +97,31 @@ def test_variant_with_the_convolutional_head():
     assert (config.decoder_hidden_size, config.conv_decoder_hidden_size) == (None, 256)
     with pytest.raises(ValueError, match=r"variant must be one of .*'b9'"):
         SegformerConfig.for_variant("b9")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_labels": 1},
+        {"depths": (1, 2, 1, 1), "palette": [(0, 0, 0), (9, 8, 7)], "id2label": {"0": "a", "1": "b"}},
+        {"out_indices": (-3, -1), "dtype": "bfloat16", "architectures": ["SegformerBackbone"]},
+        {"conv_decoder_hidden_size": 64, "decoder_hidden_size": None, "num_channels": 4, "output_hidden_states": True},
+        {"a_field_of_someone_else": {"x": (1, 2)}, "problem_type": "regression"},
+    ],
+    ids=str,
+)
+def test_what_is_read_equals_what_was_written(fields, tmp_path):
+    config = SegformerConfig(**fields)
+    config.save_pretrained(tmp_path)
+    loaded, auto = SegformerConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    assert loaded == config and auto == config
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.to_diff_dict() == auto.to_diff_dict() == config.to_diff_dict()
+    assert loaded.to_json_string() == config.to_json_string()
+    # Where a configuration comes from, each way of reading says or does not say as in transformers.
+    if fields.get("conv_decoder_hidden_size") is None:
+        assert loaded.name_or_path == StockConfig.from_pretrained(tmp_path).name_or_path == ""
+    assert auto.name_or_path == str(tmp_path)
+    loaded.initializer_range = 0.5
+    assert loaded != config and config != StockConfig()
