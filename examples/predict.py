@@ -104,9 +104,9 @@ class OutputFiles:
     """Where the outputs of a picture go, and how they are written: each whole or not at all."""
 
     def __init__(self, args: PredictArguments, names: list[str], config):
-        num_labels = max(config.num_labels, 2)
+        num_labels = len(config.class_names)
         self.args, self.folder = args, Path(args.output_dir)
-        self.palette = config.palette or palette_for(num_labels)
+        self.palette = config.class_palette or palette_for(num_labels)
         self.submission_names, self.submission_ids = {}, None
         if args.submission is not None:
             self.submission_ids = submission_ids(args.submission)

@@ -36,7 +36,7 @@ from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, ch
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.files import replace_path
 from hf_segformer.hub import PushError, model_card, push_folder
-from hf_segformer.hub_errors import load_model, load_processor
+from hf_segformer.hub_errors import load_config, load_model, load_processor
 from hf_segformer.inference import segment
 from hf_segformer.launch import (
     describe_launch,
@@ -156,6 +156,8 @@ def synchronizes(args: TrainArguments, accelerator: Accelerator) -> bool:
 def build_model(args: TrainArguments, recipe: Recipe, data: SegmentationData, accelerator: Accelerator):
     """Model and image processor for the data set's classes."""
     id2label = dict(enumerate(data.class_names))
+    if args.model is not None and data.num_classes == 2 and load_config(args.model).num_labels == 1:
+        id2label = {0: data.class_names[1]}  # its one logit tells the second class from the first
     fields = {
         "id2label": id2label,
         "label2id": {name: index for index, name in id2label.items()},

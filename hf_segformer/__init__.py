@@ -7,6 +7,7 @@ in this process. Set the environment variable `HF_SEGFORMER_NO_REGISTER=1` befor
 to keep the built-in ones.
 """
 
+import json
 import os
 
 from transformers import (
@@ -62,12 +63,34 @@ _PROCESSORS = {
 }
 
 
+def _backbone_from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    """`AutoBackbone.from_pretrained` for folders of SegFormers too; its own asks the Hub about any name."""
+    base = AutoBackbone.__base__
+    if _is_segformer(pretrained_model_name_or_path, kwargs.get("config"), kwargs.get("subfolder") or ""):
+        kwargs.pop("use_timm_backbone", None)
+        return super(base, cls).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+    return super(AutoBackbone, cls).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+
+def _is_segformer(name_or_path, config, subfolder: str) -> bool:
+    """Whether a configuration at hand, or in a folder here, is a SegFormer's."""
+    if config is not None or not os.path.isdir(name_or_path or ""):
+        return isinstance(config, SegformerConfig)
+    try:
+        with open(os.path.join(name_or_path, subfolder, "config.json"), encoding="utf-8") as file:
+            fields = json.load(file)
+    except (OSError, ValueError):
+        return False  # what is wrong with the folder is for AutoBackbone to say
+    return isinstance(fields, dict) and fields.get("model_type") == SegformerConfig.model_type
+
+
 def register() -> None:
     """Make the Auto classes build this SegFormer instead of the built-in one, as importing the package does."""
     AutoConfig.register(SegformerConfig.model_type, SegformerConfig, exist_ok=True)
     for auto_class, model_class in _MODELS.items():
         auto_class.register(SegformerConfig, model_class, exist_ok=True)
     IMAGE_PROCESSOR_MAPPING.register(SegformerConfig, _PROCESSORS, exist_ok=True)
+    AutoBackbone.from_pretrained = classmethod(_backbone_from_pretrained)
 
 
 def unregister() -> None:
@@ -75,6 +98,8 @@ def unregister() -> None:
     CONFIG_MAPPING._extra_content.pop(SegformerConfig.model_type, None)
     for mapping in [*(auto_class._model_mapping for auto_class in _MODELS), IMAGE_PROCESSOR_MAPPING]:
         mapping._extra_content.pop(SegformerConfig, None)
+    if "from_pretrained" in AutoBackbone.__dict__:
+        del AutoBackbone.from_pretrained
 
 
 if os.environ.get("HF_SEGFORMER_NO_REGISTER", "0") != "1":

@@ -123,6 +123,8 @@ def _classes(
         return None, None
     if checkpoint.class_names is not None and len(checkpoint.class_names) == count:
         return checkpoint.class_names, checkpoint.palette
+    if checkpoint.class_names is not None and (count, len(checkpoint.class_names)) == (1, 2):
+        return checkpoint.class_names[1:], checkpoint.palette  # one output tells the second class from the first
     if checkpoint.class_names is not None:
         report.notes.append(f"{len(checkpoint.class_names)} class names in the metadata ignored, the head has {count}")
     elif checkpoint.config is None:
@@ -192,8 +194,8 @@ def _write_foreign(
     if to not in ("nvlabs", "mmseg"):
         _write_safetensors(folder / "model.safetensors", foreign)
         return report
-    names = tuple(config.id2label[label] for label in range(config.num_labels))
-    palette = config.palette and [list(color) for color in config.palette]
+    names, palette = config.class_names, config.class_palette
+    palette = palette and [list(color) for color in palette]
     # mmcv reads the capital keys, mmengine dataset_meta; both refuse a file without meta.
     meta = {"CLASSES": names, "PALETTE": palette, "dataset_meta": {"classes": names, "palette": palette}}
     torch.save(

@@ -5,8 +5,9 @@
 import difflib
 import functools
 import os
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -29,6 +30,69 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Keys that released configuration files carry although nothing reads them.
 _INERT_HUB_KEYS = {"downsampling_rates", "image_size", "num_image_channels"}
+
+# Name of id 0 in the label maps of a model with one logit.
+BACKGROUND = "background"
+
+
+class PixelNames(dict):
+    """`id2label` of a segmentation model with one logit: its label maps have two ids, the table one entry.
+
+    It is, and is saved as, {0: NAME}, the name of output 0. Looked up by id it says "background" for 0, NAME for 1.
+    """
+
+    def __getitem__(self, label: int) -> str:
+        """Name of an id of the label map."""
+        if len(self) != 1 or label not in (0, 1):
+            return super().__getitem__(label)
+        return super().__getitem__(0) if label else BACKGROUND
+
+    def __setitem__(self, label: int, name: str) -> None:
+        """Rename an id of the label map; that of id 1 is the name of output 0."""
+        super().__setitem__(0 if label == 1 and len(self) == 1 else label, name)
+
+    def get(self, label: int, default: Any = None) -> Any:
+        """Name of an id of the label map, or `default`."""
+        try:
+            return self[label]
+        except KeyError:
+            return default
+
+    def __contains__(self, label: object) -> bool:
+        """Whether label maps have this id."""
+        return label in (0, 1) if len(self) == 1 else super().__contains__(label)
+
+
+def _id_of(key: Any) -> int | None:
+    """The integer that `key` is or spells."""
+    try:
+        number = int(key)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if isinstance(key, float) and key != number else number
+
+
+def _names_of_outputs(table: Any) -> dict[int, str]:
+    """A table with the keys 0 to K - 1 from one with K keys of any kind, as they occur in files."""
+    if not isinstance(table, Mapping):
+        raise ValueError(f"SegformerConfig: id2label must map ids to names, got {table!r}")
+    if wrong := [key for key in table if _id_of(key) is None]:
+        raise ValueError(f"SegformerConfig: id2label must have integers as keys, got {wrong[0]!r}")
+    given = {_id_of(key): name for key, name in table.items()}
+    names = {output: given.get(output) for output in range(len(given))}
+    names = {output: f"LABEL_{output}" if name is None else str(name) for output, name in names.items()}
+    if dropped := {label: name for label, name in sorted(given.items()) if label not in names}:
+        logger.warning(
+            f"SegformerConfig: id2label has {len(given)} entries and so names the outputs 0 to {len(given) - 1}; the "
+            f"names of other ids are dropped: {dropped!s:.300}"
+        )
+    return names
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _with_value_errors(function: Callable) -> Callable:
@@ -56,7 +120,13 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
     """Configuration of a SegFormer encoder and its heads.
 
     The fields of `transformers.SegformerConfig` keep their names, defaults and meaning; files written here load there
-    and the other way round. The fields from `conv_decoder_hidden_size` on are additions.
+    and the other way round. The fields from `conv_decoder_hidden_size` on are additions. The defaults are those of
+    [nvidia/segformer-b0-finetuned-ade-512-512](https://huggingface.co/nvidia/segformer-b0-finetuned-ade-512-512).
+
+    There are as many outputs K as `id2label` has entries. Output i bears the name of key i, otherwise LABEL_i; names
+    of other keys (255 for "ignore", say) are dropped with a warning, and `label2id` follows `id2label`. A segmentation
+    model with one output has two ids in its label maps: id 0 is "background", id 1 bears the name of output 0, and
+    `model.config.id2label` says so when it is looked up by id.
 
     Args:
         num_channels: Channels of the input image.
@@ -101,9 +171,6 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
 
     model_type = "segformer"
     attribute_map = {"num_hidden_layers": "num_encoder_blocks"}
-    # Set on configurations read from a file: `from_pretrained(..., num_channels=4)` must know how many the weights
-    # have.
-    num_channels_in_file: ClassVar[int | None] = None
 
     num_channels: int = 3
     num_encoder_blocks: int = 4
@@ -155,7 +222,10 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
+        names, ids = self.id2label, self.label2id
         super().__post_init__(**kwargs)
+        if names is None or names == self.id2label:  # otherwise num_labels made new ones
+            self.label2id = ids  # as it was given, for validate_label_names to look at
 
     def _warn_about_misspelt(self, kwargs: dict[str, Any]) -> None:
         fields = list(self.__dataclass_fields__)
@@ -167,10 +237,47 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
                     f"SegformerConfig has no field {name!r}, so it has no effect. Did you mean {close[0]!r}?"
                 )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "num_labels" and not (isinstance(value, Integral) and value >= 0):
+            raise ValueError(f"SegformerConfig: num_labels must be an integer >= 0, got {value!r}")
+        if name == "id2label" and value is not None:
+            value = type(self.__dict__.get("id2label") or {})(_names_of_outputs(value))
+        super().__setattr__(name, value)
+        if name == "id2label" and value is not None:
+            self._let_label2id_follow()
+
+    def _let_label2id_follow(self) -> dict[str, Any]:
+        """Make `label2id` the inverse of `id2label`; returns its entries that said otherwise about an output."""
+        names, given = dict(self.id2label), self.__dict__.get("label2id")
+        found = {name: _id_of(label) for name, label in given.items()} if isinstance(given, Mapping) else {}
+        follows = set(found) == set(names.values()) and all(names.get(label) == name for name, label in found.items())
+        self.label2id = found if follows else {name: label for label, name in names.items()}
+        return {name: label for name, label in found.items() if label in names and names[label] != name}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each id of a segmentation model's label maps; with one output these are 0 and 1."""
+        names = tuple((self.id2label or {}).values())
+        return (BACKGROUND, *names) if len(names) == 1 else names
+
+    @property
+    def class_palette(self) -> list | tuple | None:
+        """Colour of each id of a segmentation model's label maps; black for the background that one output lacks."""
+        lacks_background = self.palette is not None and len(self.palette) == self.num_labels == 1
+        return [[0, 0, 0], *self.palette] if lacks_background else self.palette
+
+    def name_pixels(self, wanted: bool) -> None:
+        """Let look-ups in `id2label` mean ids of a label map, which differ from outputs where there is only one.
+
+        Args:
+            wanted: False to mean outputs again, for classification.
+        """
+        if self.num_labels == 1:
+            self.__dict__["id2label"] = (PixelNames if wanted else dict)(self.id2label)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         source = kwargs.get("name_or_path", config_dict.get("name_or_path"))
-        num_channels_in_file = config_dict.get("num_channels", cls.num_channels)
         try:
             result = super().from_dict(config_dict, **kwargs)
             config = result[0] if isinstance(result, tuple) else result
@@ -178,19 +285,24 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             config.validate()
         except ValueError as error:
             raise ValueError(f"{error} (configuration of {os.fspath(source)})" if source else str(error)) from error
-        if source:
-            config.num_channels_in_file = num_channels_in_file
         return result
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{error} (configuration of {pretrained_model_name_or_path})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        output.pop("num_channels_in_file", None)
-        return output
+        return _as_lists(super().to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; where a configuration was read from, and tuple or list, make no difference."""
+        if type(other) is not type(self):
+            return NotImplemented
+        ours, theirs = ({**config.to_dict(), "_name_or_path": None} for config in (self, other))
+        return ours == theirs
 
     def validate_stages(self):
         """Every per-stage list has one positive entry for each stage, and heads divide widths."""
@@ -235,7 +347,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             )
 
     def validate_decode_head(self):
-        """Exactly one decode head is chosen, and the label names cover the classes."""
+        """Exactly one decode head is chosen."""
         widths = (self.decoder_hidden_size, self.conv_decoder_hidden_size)
         if sum(width is not None for width in widths) != 1:
             raise ValueError(
@@ -245,6 +357,13 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         (width,) = (width for width in widths if width is not None)
         if width < 1:
             raise ValueError(f"the decode head's width must be >= 1, got {width}")
-        labels = sorted(self.id2label)
-        if labels != list(range(len(labels))):
-            raise ValueError(f"id2label must have the keys 0 to {len(labels) - 1}, got {labels[:10]}")
+
+    def validate_label_names(self):
+        """`id2label` names the outputs and `label2id` is its inverse: made so where it was changed in place."""
+        if self.id2label is None:
+            return
+        if list(self.id2label) != list(range(len(self.id2label))):
+            self.id2label = self.id2label
+        if others := self._let_label2id_follow():
+            said, counts = str(others), str(dict(self.id2label))
+            logger.warning(f"SegformerConfig: label2id said {said:.300}, but id2label counts: {counts:.300}")

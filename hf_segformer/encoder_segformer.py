@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 
 from .configuration_segformer import SegformerConfig
 from .kernel_choice_segformer import choose
@@ -26,6 +27,8 @@ from .plain_segformer import (
     may_stream,
     may_train_in_pieces,
 )
+
+logger = logging.get_logger(__name__)
 
 # Bytes of a feed-forward layer's hidden map that inference on a CPU works on at a time.
 _BAND_BYTES = 8 << 20
@@ -279,6 +282,18 @@ class SegformerLayer(GradientCheckpointingLayer):
         return hidden_states, weights
 
 
+def _warn_if_cut_off(layer: SegformerLayer, output: torch.Tensor) -> None:
+    """Reentrant checkpointing gives parameters a gradient only if the layer's input needs one as well."""
+    if not (layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()) or output.requires_grad:
+        return
+    if any(parameter.requires_grad for parameter in layer.parameters()):
+        logger.warning_once(
+            "Gradient checkpointing with use_reentrant=True cuts off layers whose input needs no gradient: what is to "
+            "be trained in them (an adapter, say) gets none and stays as it is. Call "
+            "model.enable_input_require_grads(), or checkpoint with use_reentrant=False."
+        )
+
+
 class SegformerEncoder(nn.Module):
     """The S stages of the Mix Transformer, each a patch embedding, its layers and a LayerNorm."""
 
@@ -305,6 +320,7 @@ class SegformerEncoder(nn.Module):
             hidden_states = embed(feature_map)
             for layer in layers:
                 hidden_states, weights = layer(hidden_states, output_attentions)
+                _warn_if_cut_off(layer, hidden_states)
                 attentions.append(weights)
             hidden_states = norm(hidden_states)
             feature_map = hidden_states.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W), a view

@@ -135,7 +135,7 @@ def evaluate(
     batches = EvaluationBatches(data, image_processor, protocol, split, batch_size, change_image)
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=num_workers)
-    matrix = ConfusionMatrix(max(data.num_classes, 2), data.ignore_index, accelerator.device)
+    matrix = ConfusionMatrix(data.num_classes, data.ignore_index, accelerator.device)
     with inference_of(model), accelerator.autocast():
         bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=not accelerator.is_local_main_process)
         for samples in bar:
@@ -152,10 +152,15 @@ def check_classes(model: nn.Module, data: SegmentationData) -> None:
     """Check that a model predicts the classes of a data set.
 
     Raises:
-        ValueError: The numbers of classes differ.
+        ValueError: The numbers of classes differ, or there is only one.
     """
+    if data.num_classes < 2:
+        raise ValueError(
+            f"data set {data.name!r} must have at least two classes, the background included, got only "
+            f"{', '.join(data.class_names)}"
+        )
     # Two classes may be told apart by a single logit.
-    if max(model.config.num_labels, 2) != max(data.num_classes, 2):
+    if max(model.config.num_labels, 2) != data.num_classes:
         raise ValueError(
             f"the model has num_labels={model.config.num_labels} but data set {data.name!r} has {data.num_classes} "
             f"classes: {listed(data.class_names, 10)}"

@@ -213,7 +213,8 @@ def upsample_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 2
 
     Args:
         logits: (B, K, h, w) scores of any floating-point type; computed in float32 (float64 for float64).
-        labels: (B, H, W) integer labels in [0, K), in {0, 1} for one class, or `ignore_index`.
+        labels: (B, H, W) integer labels in [0, K), for one class integers or floats in [0, 1] (a soft mask), or
+            `ignore_index`.
         ignore_index: Label of pixels that carry no loss. For one class, negative labels are ignored too.
         average: "valid" divides by the number of valid pixels, as `transformers` does; "all" by the number of pixels,
             as the original SegFormer code and mmsegmentation do.
@@ -241,10 +242,11 @@ def upsample_cross_entropy_sum(
 
     Args:
         logits: (B, K, h, w) scores of any floating-point type; computed in float32 (float64 for float64).
-        labels: (B, H, W) integer labels in [0, K), in {0, 1} for one class, or `ignore_index`.
+        labels: (B, H, W) integer labels in [0, K), for one class integers or floats in [0, 1] (a soft mask), or
+            `ignore_index`.
         ignore_index: Label of pixels that carry no loss. For one class, negative labels are ignored too.
-        class_weights: Optional (K,) factor of the loss of each class's pixels (one class: (2,), for labels 0 and 1).
-            It does not change the count.
+        class_weights: Optional (K,) factor of the loss of each class's pixels (one class: (2,), for labels 0 and 1; in
+            between, the factor in between). It does not change the count.
 
     Returns:
         Scalar sum of the losses, float32 (float64 for float64 logits), and scalar int64 number of valid pixels.
@@ -253,16 +255,17 @@ def upsample_cross_entropy_sum(
         ValueError: If the shapes do not fit, or (on a CPU, where looking is cheap) a label is out of range.
     """
     _check_logits(logits)
-    if labels.ndim != 3 or len(labels) != len(logits) or labels.is_floating_point():
+    if labels.ndim != 3 or len(labels) != len(logits):
         raise ValueError(
             f"labels must be integers of shape (batch, height, width) for logits of shape {tuple(logits.shape)}, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    labels = labels.long()
+    check_label_dtype(labels, logits.shape[1])
+    labels = labels if labels.is_floating_point() else labels.long()
     if must_trace(logits):
         return plain_upsample_cross_entropy_sum(logits, labels, ignore_index, class_weights)
     if on_cpu(labels):
-        _check_labels(labels, logits.shape[1], ignore_index)
+        check_labels(labels, logits.shape[1], ignore_index)
     count = _valid(labels, logits.shape[1], ignore_index).sum()
     if torch.is_grad_enabled() and logits.requires_grad:
         return _UpsampleCrossEntropy.apply(logits, labels, ignore_index, class_weights), count
@@ -276,7 +279,7 @@ def plain_upsample_cross_entropy_sum(
 
     Args:
         logits: (B, K, h, w) scores.
-        labels: (B, H, W) int64 labels.
+        labels: (B, H, W) int64 labels, for one class floats too.
         ignore_index: Label of pixels that carry no loss.
         class_weights: Optional (K,) factors, (2,) for one class.
 
@@ -406,18 +409,50 @@ def _target_and_weights(
     """Labels with zeros where they are ignored, the factor of each pixel's loss, and whether it counts."""
     valid = _valid(labels, logits.shape[1], ignore_index)
     target, weights = labels * valid, valid.to(compute_dtype(logits))
-    return target, weights if class_weights is None else weights * class_weights.to(weights)[target], valid
+    return target, weights if class_weights is None else weights * weight_of(target, class_weights.to(weights)), valid
 
 
-def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+def weight_of(target: Tensor, class_weights: Tensor) -> Tensor:
+    """Weight of each pixel's class; that of a soft label lies between those of 0 and 1.
+
+    Args:
+        target: Labels of any shape, none of them ignored.
+        class_weights: (K,), or (2,) for soft labels.
+    """
+    if target.is_floating_point():
+        return torch.lerp(*class_weights, target.to(class_weights))
+    return class_weights[target]
+
+
+def check_label_dtype(labels: Tensor, classes: int) -> None:
+    """Check that labels are integers, or belong to one logit.
+
+    Raises:
+        ValueError: Soft masks for several classes.
+    """
+    if labels.is_floating_point() and classes > 1:
+        raise ValueError(
+            f"labels must be of an integer dtype for logits of {classes} classes, each a class index (float masks are "
+            f"labels for a model with num_labels=1), got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+
+
+def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Check that labels are in range.
+
+    Raises:
+        ValueError: A label is no class and is not ignored.
+    """
     last = max(classes - 1, 1)
-    if not labels.numel() or (int(labels.max()) <= last and int(labels.min()) >= 0):
+    if not labels.numel() or (bool(labels.max() <= last) and bool(labels.min() >= 0)):
         return
-    wrong = _valid(labels, classes, ignore_index) & ((labels < 0) | (labels > last))
+    wrong = ~((labels >= 0) & (labels <= last)) & (labels != ignore_index)  # a NaN is neither
+    if classes == 1:
+        wrong &= ~(labels < 0)
     if wrong.any():
         raise ValueError(
             f"labels must lie in [0, {last}] (the logits have {classes} class{'es' * (classes > 1)}) or equal "
-            f"ignore_index {ignore_index}, got {int(labels[wrong][0])}"
+            f"ignore_index {ignore_index}, got {labels[wrong][0].item()}"
         )
 
 

@@ -257,9 +257,9 @@ def _draw_overlay(folder: Path, image: str | os.PathLike) -> bytes:
     except (OSError, SyntaxError) as error:
         raise ValueError(f"image must be a picture, got {image}: {error}") from error
     label_map = predict_label_map(model, SegformerImageProcessor.from_pretrained(folder), picture)
-    names = list(map(str, (label for _, label in sorted(model.config.id2label.items()))))
+    names, palette = model.config.class_names, model.config.class_palette
     buffer = io.BytesIO()
-    panel(picture, None, label_map, names, model.config.palette or palette_for(len(names))).save(buffer, format="png")
+    panel(picture, None, label_map, names, palette or palette_for(len(names))).save(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -33,7 +33,7 @@ except ImportError:  # huggingface_hub below 2.0
     import httpx
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from .image_processing_segformer import SegformerImageProcessor
 
@@ -52,6 +52,21 @@ def load_model(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
 
     with explained(source):
         return AutoModelForSemanticSegmentation.from_pretrained(source, **options)
+
+
+def load_config(source: str | os.PathLike) -> PretrainedConfig:
+    """Load a model's configuration as `AutoConfig.from_pretrained` does.
+
+    Args:
+        source: Folder or Hub id.
+
+    Raises:
+        ValueError: As `load_model`.
+    """
+    from transformers import AutoConfig
+
+    with explained(source):
+        return AutoConfig.from_pretrained(source)
 
 
 def load_processor(

@@ -231,7 +231,7 @@ class _MeanIoU:
     instead of writing predictions to disk, and needs no network. So what shapes the counting is fixed at construction.
 
     Args:
-        num_labels: number of classes K.
+        num_labels: number of classes K; 1, a single logit, counts as the two classes 0 and 1.
         ignore_index: label of the pixels that are left out (see `ConfusionMatrix`).
         reduce_labels: references hold 0 for "no class" and 1..K for the classes, as the files of ADE20K do: 0 becomes
             `ignore_index`, the others move down by one. Predictions are taken as they are.
@@ -255,7 +255,7 @@ class _MeanIoU:
     ) -> None:
         if reduce_labels and ignore_index is None:
             raise ValueError("reduce_labels=True turns label 0 into ignore_index, which must then be an integer")
-        self.confusion_matrix = ConfusionMatrix(num_labels, ignore_index, device)
+        self.confusion_matrix = ConfusionMatrix(2 if num_labels == 1 else num_labels, ignore_index, device)
         self.reduce_labels, self.nan_to_num = reduce_labels, nan_to_num
         self._stored = 0
         super().__init__(**kwargs)
@@ -358,6 +358,8 @@ class _MeanIoU:
         fixed = {"num_labels": matrix.num_labels, "ignore_index": matrix.ignore_index, "label_map": None}
         fixed |= {"reduce_labels": self.reduce_labels, "nan_to_num": self.nan_to_num}
         for name, value in received.items():
+            if name == "num_labels" and value == 1:
+                value = 2  # as at construction
             if name not in fixed or value != fixed[name]:
                 raise ValueError(
                     f"{name} is fixed when MeanIoU is built, because batches are counted as they come: built with "
@@ -414,7 +416,8 @@ def build_compute_metrics(
     Args:
         num_labels: number of classes K; 1, a single logit, counts as the two classes 0 and 1.
         ignore_index: label of the pixels that are left out. Trainer's own padding (-100) always is.
-        class_names: K names, for `iou_NAME` and `accuracy_NAME` of each class; None reports the means only.
+        class_names: K names (one, after which the background comes first, or two for a single logit), for `iou_NAME`
+            and `accuracy_NAME` of each class; None reports the means only.
 
     Returns:
         A callable from an `EvalPrediction` with label maps (N, H, W) to a dict of floats.
@@ -424,6 +427,7 @@ def build_compute_metrics(
     """
     matrix = ConfusionMatrix(max(num_labels, 2), ignore_index)
     if class_names is not None:
+        class_names = ["background", *class_names] if len(class_names) == num_labels == 1 else class_names
         check_class_names(class_names, matrix.num_labels)
 
     def compute_metrics(evaluation: "EvalPrediction", compute_result: bool = True) -> dict[str, float]:

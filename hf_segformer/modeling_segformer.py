@@ -8,10 +8,10 @@ attention heads, S stages, K classes.
 Parameter names are the layout of every published checkpoint: `state_dict()` is the file format.
 """
 
-import copy
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -22,12 +22,19 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel, load_state_dict
+from transformers.utils import logging
 
+from .adapter_statistics_segformer import warn_when_loaded, warn_when_saved, watch_adapters
 from .configuration_segformer import SegformerConfig
 from .decode_head_segformer import SegformerDecodeHead
 from .encoder_segformer import SegformerEncoder
 from .functional_segformer import upsample_cross_entropy
+
+logger = logging.get_logger(__name__)
+
+# Whether the call of `from_pretrained` at hand asks for a number of channels of its own.
+_ASKS_FOR_CHANNELS: ContextVar[bool] = ContextVar("asks_for_channels", default=False)
 
 
 class SegformerPreTrainedModel(PreTrainedModel):
@@ -55,16 +62,11 @@ class SegformerPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             *model_args: Passed on.
-            config: Configuration to use instead of the stored one.
+            config: Configuration to use instead of the stored one, which is then not looked for.
             **kwargs: Passed on; `num_channels` and other configuration fields override the stored ones.
         """
-        wanted = stored = None
-        if isinstance(config, SegformerConfig):
-            stored = cls._stored_num_channels(pretrained_model_name_or_path, config, kwargs)
-            wanted, config = config.num_channels, copy.deepcopy(config)
-            config.num_channels = stored
-        else:
-            wanted = kwargs.pop("num_channels", None)
+        is_given = isinstance(config, SegformerConfig)
+        token = _ASKS_FOR_CHANNELS.set(is_given or "num_channels" in kwargs)
         try:
             result = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         except (pickle.UnpicklingError, RuntimeError) as error:
@@ -77,18 +79,38 @@ class SegformerPreTrainedModel(PreTrainedModel):
                 f"the pickle of weights in {pretrained_model_name_or_path} {reason} and was not read: where you trust "
                 "it, save its state dict alone, with `torch.save` or as safetensors"
             ) from None
+        finally:
+            _ASKS_FOR_CHANNELS.reset(token)
         model = result[0] if isinstance(result, tuple) else result
-        if wanted is not None and wanted != model.config.num_channels:
+        wanted = model.config.num_channels
+        stored = getattr(model.get_input_embeddings().proj, "in_channels", wanted)  # an adapter may lie around it
+        if stored != wanted:
+            if is_given:
+                logger.warning(
+                    f"The weights have {stored} input channels and the configuration has num_channels={wanted}: the "
+                    "first filters are repeated or summed, see resize_num_channels."
+                )
             model.resize_num_channels(wanted)
         return result
 
-    @classmethod
-    def _stored_num_channels(cls, name_or_path, config: SegformerConfig, kwargs: dict) -> int:
-        if config.num_channels_in_file is not None and config.name_or_path == str(name_or_path):
-            return config.num_channels_in_file
-        hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        options = {name: kwargs[name] for name in hub_options if name in kwargs}
-        return cls.config_class.from_pretrained(name_or_path, **options).num_channels
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        """Give the first convolution as many channels as the weights have, where another number may be asked for."""
+        stored = _stored_num_channels(state_dict, checkpoint_files) if _ASKS_FOR_CHANNELS.get() else None
+        convolution = model.get_input_embeddings().proj
+        weight = convolution.weight
+        if stored not in (None, convolution.in_channels) and weight.ndim == 4:  # sharded weights are flat
+            convolution.in_channels = stored
+            convolution.weight = nn.Parameter(weight.new_empty(weight.shape[0], stored, *weight.shape[2:]))
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first patch embedding, where an image enters."""
+        return self.base_model.encoder.patch_embeddings[0]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the first patch embedding."""
+        self.base_model.encoder.patch_embeddings[0] = value
 
     @torch.no_grad()
     def resize_num_channels(self, num_channels: int) -> None:
@@ -115,6 +137,14 @@ class SegformerPreTrainedModel(PreTrainedModel):
         embed.proj.in_channels = num_channels
         embed.proj.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
         self.config.num_channels = num_channels
+
+
+def _stored_num_channels(state_dict: Mapping[str, torch.Tensor] | None, files: Sequence[str] | None) -> int | None:
+    """Input channels of the weights that are about to be loaded; None if they have no first convolution."""
+    parts = [state_dict] if state_dict is not None else (load_state_dict(file, "meta") for file in files or ())
+    name = "encoder.patch_embeddings.0.proj.weight"
+    found = (tensor.shape[1] for part in parts for key, tensor in part.items() if key.endswith(name))
+    return next(found, None)
 
 
 class SegformerModel(SegformerPreTrainedModel):
@@ -183,6 +213,7 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
 
     def __init__(self, config: SegformerConfig):
         super().__init__(config)
+        config.name_pixels(False)
         self.num_labels = config.num_labels
         self.segformer = SegformerModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
@@ -229,9 +260,22 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
 
     def __init__(self, config: SegformerConfig):
         super().__init__(config)
+        config.name_pixels(True)
         self.segformer = SegformerModel(config)
         self.decode_head = SegformerDecodeHead(config)
+        watch_adapters(self)
         self.post_init()
+
+    def get_adapter_state_dict(self, *args, **kwargs) -> dict:
+        """Weights of an adapter that `add_adapter` made, as `save_pretrained` writes them."""
+        warn_when_saved(self)
+        return super().get_adapter_state_dict(*args, **kwargs)
+
+    def load_adapter(self, *args, **kwargs):
+        """Load an adapter (PEFT) into this model, as `PreTrainedModel.load_adapter` does."""
+        result = super().load_adapter(*args, **kwargs)
+        warn_when_loaded(self)
+        return result
 
     def forward(
         self,

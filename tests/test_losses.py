@@ -241,6 +241,46 @@ def test_losses_equal_mmsegmentations(tmp_path):
         assert loss.item() == pytest.approx(theirs[name].item(), rel=1e-6), name
 
 
+SMP = """
+import sys
+import torch
+from torch.nn import functional as F
+from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
+given = torch.load(sys.argv[1])
+labels = given["labels"]
+scores = F.interpolate(given["logits"], labels.shape[1:], mode="bilinear", align_corners=False)
+one = scores[:, :1].contiguous()
+torch.save({
+    "focal": FocalLoss("multiclass", gamma=2.0)(scores, labels),
+    "dice": DiceLoss("multiclass")(scores, labels),
+    "focal of one logit": FocalLoss("binary", gamma=2.0)(one, (labels > 1).float()[:, None]),
+    "focal of a soft mask": FocalLoss("binary", gamma=2.0)(one, given["soft"][:, None]),
+}, sys.argv[2])
+"""
+
+
+def test_losses_of_segmentation_models_pytorch_are_others_by_definition(tmp_path):
+    logits, labels = sample()
+    logits, labels = logits.detach(), labels.where(labels != 255, 0)
+    soft = torch.rand(labels.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    torch.save({"logits": logits, "labels": labels, "soft": soft}, tmp_path / "given.pth")
+    run_oracle("smp", SMP, tmp_path / "given.pth", tmp_path / "result.pth")
+    theirs = {name: loss.item() for name, loss in torch.load(tmp_path / "result.pth").items()}
+    focal, dice = SegmentationLoss("focal", focal_gamma=2.0), SegmentationLoss("dice")
+    assert focal(logits[:, :1], (labels > 1).long()).item() == pytest.approx(theirs["focal of one logit"], rel=1e-6)
+    assert focal(logits[:, :1], soft).item() == pytest.approx(theirs["focal of a soft mask"], rel=1e-6)
+    scores = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    target = F.one_hot(labels, scores.shape[1]).movedim(3, 1).double()
+    binary = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
+    of_each_class = ((1 - (-binary).exp()) ** 2 * binary).mean((0, 2, 3))
+    assert theirs["focal"] == pytest.approx(of_each_class.sum().item(), rel=1e-6)
+    p = scores.softmax(1)
+    pooled = 1 - 2 * (p * target).sum((0, 2, 3)) / (p + target).sum((0, 2, 3))
+    assert theirs["dice"] == pytest.approx((pooled * target.any(3).any(2).any(0)).mean().item(), rel=1e-6)
+    assert focal(logits, labels).item() != pytest.approx(theirs["focal"], rel=0.1)
+    assert dice(logits, labels).item() != pytest.approx(theirs["dice"], rel=0.01)
+
+
 # Class weights
 
 

@@ -223,3 +223,135 @@ def test_adapter_for_another_network_is_refused(stock, tiny_config, tmp_path):
     (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"123")
     with pytest.raises(ValueError, match="damaged"):
         load_adapter(model, tmp_path / "broken")
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, 64, 96, generator=generator), torch.randint(0, 5, (2, 64, 96), generator=generator)
+
+
+LORA = {"r": 2, "target_modules": ["query", "value"]}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Warnings of the encoder, each call of `warning_once` among them."""
+    from hf_segformer import encoder_segformer
+
+    messages = []
+    monkeypatch.setattr(encoder_segformer.logger, "warning_once", messages.append, raising=False)
+    return messages
+
+
+@pytest.mark.parametrize(
+    ("reentrant", "asks_for_gradients", "whole_head"),
+    [(True, False, False), (True, False, True), (True, True, True), (False, False, False)],
+)
+def test_checkpointing_that_trains_nothing_is_named(
+    reentrant, asks_for_gradients, whole_head, tiny_config, randomize, told
+):
+    model = randomize(SegformerForSemanticSegmentation(tiny_config()))
+    modules_to_save = ["decode_head"] if whole_head else None
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**LORA, modules_to_save=modules_to_save)).train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if asks_for_gradients:
+        model.enable_input_require_grads()
+    pixel_values, labels = batch()
+    loss = adapted(pixel_values=pixel_values, labels=labels).loss
+    if loss.requires_grad:
+        loss.backward()
+    in_encoder = [p.grad for name, p in adapted.named_parameters() if "lora_" in name and "encoder" in name]
+    trains = all(gradient is not None for gradient in in_encoder)
+    assert trains == (asks_for_gradients or not reentrant)
+    assert bool(told) != trains
+    assert all("enable_input_require_grads()" in message and "use_reentrant" in message for message in told)
+
+
+def test_checkpointing_of_a_trainable_encoder_is_quiet(tiny_config, randomize, told):
+    model = randomize(SegformerForSemanticSegmentation(tiny_config())).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    pixel_values, labels = batch()
+    model(pixel_values, labels=labels).loss.backward()
+    with torch.no_grad():
+        model(pixel_values)
+    # Frozen layers have nothing to train.
+    model.segformer.requires_grad_(False)
+    model(pixel_values, labels=labels).loss.backward()
+    # The last patch embedding alone: everything after it has a gradient.
+    model.segformer.encoder.patch_embeddings[-1].requires_grad_(True)
+    model.segformer.encoder.block[-1].requires_grad_(True)
+    model(pixel_values, labels=labels).loss.backward()
+    assert not told
+    # Norms of frozen layers, without any adapter.
+    model.segformer.encoder.block[0][0].layer_norm_1.requires_grad_(True)
+    model(pixel_values, labels=labels).loss.backward()
+    assert told
+
+
+def test_checkpointing_switched_on_before_the_adapter_trains(tiny_config, randomize, told):
+    model = randomize(SegformerForSemanticSegmentation(tiny_config()))
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**LORA)).train()  # asks for gradients by itself
+    pixel_values, labels = batch()
+    adapted(pixel_values=pixel_values, labels=labels).loss.backward()
+    assert all(parameter.grad is not None for parameter in adapted.parameters() if parameter.requires_grad)
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("conv_width", "modules_to_save", "left_behind"),
+    [
+        (None, None, "decode_head.batch_norm"),
+        (None, ["decode_head.classifier"], "decode_head.batch_norm"),
+        (None, ["decode_head"], None),
+        (None, ["batch_norm"], None),
+        (20, ["decode_head.batch_norm"], "decode_head.linear_c.0.batch_norm, decode_head.linear_c.1.batch_norm"),
+        (20, ["decode_head"], None),
+    ],
+    ids=str,
+)
+def test_lost_batch_norm_statistics_are_named(
+    conv_width, modules_to_save, left_behind, tiny_config, randomize, tmp_path, caplog
+):
+    model = randomize(SegformerForSemanticSegmentation(tiny_config(conv_decoder_hidden_size=conv_width)))
+    model.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**LORA, modules_to_save=modules_to_save)).train()
+    pixel_values, labels = batch()
+    for _ in range(3):
+        adapted(pixel_values=pixel_values, labels=labels)
+    expected = output_of(adapted, pixel_values.double())
+
+    def named(action):
+        caplog.clear()
+        result = action()
+        messages = [record.getMessage() for record in caplog.records if "running statistics" in record.getMessage()]
+        assert len(messages) == (left_behind is not None)
+        assert all(left_behind in message and 'modules_to_save=["decode_head"]' in message for message in messages)
+        return result
+
+    named(lambda: adapted.save_pretrained(tmp_path / "adapter"))
+    for load in (load_adapter, peft.PeftModel.from_pretrained):
+        base = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "base")
+        loaded = named(lambda load=load, base=base: load(base, tmp_path / "adapter"))
+        difference = (output_of(loaded, pixel_values.double()) - expected).abs().max() / expected.abs().max()
+        assert (difference > 0.01) == (left_behind is not None)
+        # A frozen adapter and a merged one lose nothing by being saved.
+        caplog.clear()
+        loaded.state_dict()
+        loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+        assert "running statistics" not in caplog.text
+
+
+def test_adapters_of_transformers_itself_are_watched_too(tiny_config, randomize, tmp_path, caplog):
+    model = randomize(SegformerForSemanticSegmentation(tiny_config())).train()
+    model.add_adapter(peft.LoraConfig(**LORA))
+    model.save_pretrained(tmp_path)
+    assert "An adapter saved from this SegformerForSemanticSegmentation" in caplog.text
+    caplog.clear()
+    SegformerForSemanticSegmentation(tiny_config()).load_adapter(tmp_path)
+    assert caplog.text.count("The adapter does not hold the running statistics of decode_head.batch_norm") == 1
+    caplog.clear()
+    classifier = SegformerForImageClassification(tiny_config())
+    classifier.add_adapter(peft.LoraConfig(**LORA))
+    classifier.save_pretrained(tmp_path / "classifier")
+    assert "running statistics" not in caplog.text

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..functional_segformer import upsample_cross_entropy_sum
+from ..functional_segformer import check_label_dtype, check_labels, upsample_cross_entropy_sum, weight_of
 from .class_weights import check_class_weights
 
 LOSSES = ("cross_entropy", "ohem", "focal", "dice")
@@ -100,6 +100,9 @@ class SegmentationLoss:
     and overlaps measured, image by image, so that an image's loss does not depend on the others of its batch. That
     differs from implementations that pool a whole batch: their losses cannot be added up from micro-batches.
 
+    With one logit a label may be a float in [0, 1]: log p is then the mean over its two classes, w likewise, and t is
+    the label itself.
+
     Args:
         weights: Weight of each loss, see `parse_losses`, or the text that it reads.
         ignore_index: Label of pixels without a class.
@@ -165,20 +168,24 @@ class SegmentationLoss:
 
         Args:
             logits: (B, K, h, w) at the network's resolution.
-            labels: (B, H, W) int64 in [0, K) or `ignore_index`.
+            labels: (B, H, W) int64 in [0, K), with one logit floats in [0, 1] too, or `ignore_index`.
             counts: Sum of `counts` over all pieces of the step; None for that of these labels.
 
         Returns:
             Scalar, float32 or wider; the shares of all pieces add up to the loss.
 
         Raises:
-            ValueError: A label is no class, or `class_weights` has another number of classes than `logits`.
+            ValueError: A label is no class (looked at on a CPU), or `class_weights` has another number of classes than
+                `logits`.
         """
         if self.class_weights is not None and len(self.class_weights) != max(logits.shape[1], 2):
             raise ValueError(
                 f"class_weights must have one weight for each of {max(logits.shape[1], 2)} classes, got "
                 f"{len(self.class_weights)}"
             )
+        check_label_dtype(labels, logits.shape[1])
+        if labels.device.type == "cpu":
+            check_labels(labels, logits.shape[1], self.ignore_index)
         counts = self.counts(labels) if counts is None else counts
         divisors = torch.where(counts > 0, counts, 1)
         scores = None
@@ -194,11 +201,13 @@ class SegmentationLoss:
         valid = labels != self.ignore_index
         if self.class_weights is None:
             return valid.float()
-        return self.class_weights.to(labels.device)[labels * valid] * valid
+        return weight_of(labels * valid, self.class_weights.to(labels.device)) * valid
 
     def _of_target(self, log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Logarithm of the probability of each pixel's class, of class 0 where it is ignored; (B, H, W)."""
         target = labels * (labels != self.ignore_index)
+        if target.is_floating_point():
+            return torch.lerp(*log_probabilities.unbind(1), target.to(log_probabilities))
         return log_probabilities.gather(1, target[:, None])[:, 0]
 
     def _cross_entropy(self, logits, labels, _):
@@ -224,9 +233,12 @@ class SegmentationLoss:
         valid = labels != self.ignore_index
         classes = log_probabilities.shape[1]
         probability = log_probabilities.exp() * valid[:, None]
-        target = (F.one_hot(labels * valid, classes) * valid[..., None]).movedim(3, 1).to(probability.dtype)
+        if labels.is_floating_point():
+            target = torch.stack([1 - labels, labels], 1).to(probability) * valid[:, None]
+        else:
+            target = (F.one_hot(labels * valid, classes) * valid[..., None]).movedim(3, 1).to(probability.dtype)
         overlap = (probability * target).sum((2, 3))
-        size = target.sum((2, 3))
+        size = (target**2).sum((2, 3))
         loss = 1 - 2 * overlap / ((probability**2).sum((2, 3)) + size).clamp(min=torch.finfo(size.dtype).tiny)
         present = (size > 0).to(loss.dtype)
         return ((loss * present).sum(1) / present.sum(1).clamp(min=1)).sum()
