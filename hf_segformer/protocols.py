@@ -81,7 +81,7 @@ class Protocol:
         divisor = self.size_divisor
         if divisor is not None and (self.resize == "processor" or not _is_whole(divisor)):
             raise ValueError(
-                f"size_divisor must be a whole number of at least 1, and with resize 'processor' the processor's own "
+                f"size_divisor must be at least 1 and whole, and with resize 'processor' the processor's own "
                 f"counts: got {divisor!r:.99} with {self.resize!r}"
             )
         if (self.crop_size is None) != (self.stride is None):
