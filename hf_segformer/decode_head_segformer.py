@@ -84,7 +84,11 @@ class SegformerDecodeHead(nn.Module):
 
         Returns:
             Logits (B, K, H_1, W_1), channels-last in memory.
+
+        Raises:
+            ValueError: There is not one map for each stage, or one has another width than its stage.
         """
+        self._check_feature_maps(feature_maps)
         feature_maps = [feature_map.permute(0, 2, 3, 1) for feature_map in feature_maps]  # (B, H, W, C)
         if self._may_cut_rows(feature_maps[0]):
             return self._classify_in_bands(feature_maps)
@@ -95,6 +99,17 @@ class SegformerDecodeHead(nn.Module):
         else:
             fused = self._activate(self._fuse_concatenated(feature_maps))
         return self.classifier(self.dropout(fused))
+
+    def _check_feature_maps(self, feature_maps: Sequence[torch.Tensor]) -> None:
+        widths = [getattr(getattr(stage, "proj", None), "in_features", None) for stage in self.linear_c]
+        fits = isinstance(feature_maps, Sequence) and len(feature_maps) == len(widths)
+        if fits and all(_is_map(m, w) for m, w in zip(feature_maps, widths, strict=True)):
+            return
+        got = [tuple(getattr(m, "shape", ())) for m in feature_maps] if isinstance(feature_maps, Sequence) else []
+        raise ValueError(
+            f"feature_maps must be {len(widths)}, one (B, C, H, W) for each stage with C = {widths}, stage 1 first, "
+            f"got {len(got)} of shapes {got}"
+        )
 
     def _activate(self, fused: torch.Tensor) -> torch.Tensor:
         if is_untouched(self.batch_norm, nn.BatchNorm2d) and is_untouched(self.activation, nn.ReLU):
@@ -222,6 +237,10 @@ class SegformerDecodeHead(nn.Module):
                 matrices = [scale[:, None] * matrix for matrix in matrices]
                 bias = scale * (bias - norm.running_mean.to(dtype)) + norm.bias.to(dtype)
         return matrices, bias
+
+
+def _is_map(feature_map: torch.Tensor, width: int | None) -> bool:
+    return isinstance(feature_map, torch.Tensor) and feature_map.ndim == 4 and width in (None, feature_map.shape[1])
 
 
 def _is_plain_mlp(project: nn.Module) -> bool:

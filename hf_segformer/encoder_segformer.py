@@ -34,6 +34,21 @@ logger = logging.get_logger(__name__)
 _BAND_BYTES = 8 << 20
 
 
+def smallest_side(config: SegformerConfig) -> int:
+    """Pixels that each side of an image must have at least, so that every convolution finds its kernel's worth."""
+    side = 1
+    stages = zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True)
+    for kernel, stride, ratio in reversed(list(stages)):
+        side = max((max(side, ratio) - 1) * stride + kernel - 2 * (kernel // 2), 1)
+    return side
+
+
+def points_of(config: SegformerConfig, pixels: int) -> int:
+    """Points of the first stage's map, and of the logits, along a side of so many pixels."""
+    kernel, stride = config.patch_sizes[0], config.strides[0]
+    return (pixels + 2 * (kernel // 2) - kernel) // stride + 1
+
+
 class SegformerOverlapPatchEmbeddings(nn.Module):
     """Overlapping patch embedding: a strided convolution and LayerNorm."""
 
@@ -300,6 +315,7 @@ class SegformerEncoder(nn.Module):
     def __init__(self, config: SegformerConfig):
         super().__init__()
         self.config = config
+        self.smallest_side = smallest_side(config)
         total = sum(config.depths)
         rates = iter([config.drop_path_rate * layer / max(total - 1, 1) for layer in range(total)])
         stages = range(config.num_encoder_blocks)
@@ -313,6 +329,14 @@ class SegformerEncoder(nn.Module):
         self.layer_norm = nn.ModuleList(
             [nn.LayerNorm(config.hidden_sizes[stage], eps=config.block_norm_eps) for stage in stages]
         )
+
+    @property
+    def num_channels(self) -> int | None:
+        """Channels that the first convolution takes, also where another one was put in its place; None if unknown."""
+        projection = getattr(self.patch_embeddings[0], "proj", self.patch_embeddings[0])
+        if not hasattr(projection, "in_channels"):
+            projection = next((m for m in projection.modules() if isinstance(m, nn.Conv2d)), None)
+        return getattr(projection, "in_channels", None)
 
     def forward(self, pixel_values: torch.Tensor, output_attentions: bool = False):
         feature_map, feature_maps, attentions = pixel_values, [], []

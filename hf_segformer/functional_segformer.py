@@ -74,8 +74,8 @@ def upsample_argmax(
         ValueError: If `logits` is not a floating-point (B, K, h, w) tensor or `size` not two positive numbers.
     """
     _check_logits(logits)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be two positive numbers (height, width), got {tuple(size)}")
+    if not _is_size(size):
+        raise ValueError(f"size must be two positive numbers (height, width), got {size!r:.99}")
     logits, (height, width) = logits.detach(), size
     if must_trace(logits):
         labels, confidence = plain_upsample_argmax(logits, (height, width))
@@ -255,6 +255,7 @@ def upsample_cross_entropy_sum(
         ValueError: If the shapes do not fit, or (on a CPU, where looking is cheap) a label is out of range.
     """
     _check_logits(logits)
+    _check_loss_arguments(logits, labels, ignore_index, class_weights)
     if labels.ndim != 3 or len(labels) != len(logits):
         raise ValueError(
             f"labels must be integers of shape (batch, height, width) for logits of shape {tuple(logits.shape)}, "
@@ -457,8 +458,33 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def _check_logits(logits: Tensor) -> None:
-    if logits.ndim != 4 or not logits.is_floating_point():
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or not logits.is_floating_point():
         raise ValueError(
-            f"logits must be a floating-point tensor of shape (batch, classes, height, width), "
-            f"got {logits.dtype} of shape {tuple(logits.shape)}"
+            "logits must be a floating-point tensor of shape (batch, classes, height, width), got "
+            f"{_described(logits)}"
         )
+    if not must_trace(logits) and 0 in logits.shape[1:]:
+        raise ValueError(f"logits must have at least one class and one point, got {_described(logits)}")
+
+
+def _check_loss_arguments(logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Tensor | None) -> None:
+    if not isinstance(labels, Tensor) or labels.is_complex():
+        raise ValueError(f"labels must be a tensor of integers (batch, height, width), got {_described(labels)}")
+    if not must_trace(logits) and 0 in labels.shape[1:]:
+        raise ValueError(f"labels must have at least one pixel, got {_described(labels)}")
+    if not isinstance(ignore_index, int):
+        raise ValueError(f"ignore_index must be a whole number, got {ignore_index!r:.99}")
+    weights = max(logits.shape[1], 2)
+    if class_weights is not None and getattr(class_weights, "shape", None) != (weights,):
+        raise ValueError(f"class_weights must be a tensor of shape ({weights},), got {_described(class_weights)}")
+
+
+def _is_size(size: object) -> bool:
+    try:
+        return len(size) == 2 and min(size) >= 1 and not any(isinstance(side, float) for side in size)
+    except TypeError:
+        return False
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.99}"

@@ -15,20 +15,27 @@ import torch
 from PIL import Image, ImageOps
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
 
+from .missing_pixels_segformer import missing_values
 from .resize_segformer import pixel_array
 
 EXIF_ORIENTATION = 0x0112
+_DEEPEST = 8  # lists in lists: more are a list that holds itself
+_FORMS = {  # of arrays, by their dimensions
+    2: "(height, width)",
+    3: "(height, width), (height, width, channels) or (channels, height, width)",
+}
 Array = np.ndarray | torch.Tensor
 Picture = Image.Image | Array
 
 
-def flat_images(images: Any, ndim: int, name: str) -> list[Any]:
+def flat_images(images: Any, ndim: int, name: str, depth: int = 0) -> list[Any]:
     """Single images out of whatever nesting, with files opened.
 
     Args:
         images: PIL images, paths, URLs, arrays or tensors: one, or batches or lists of them.
         ndim: Dimensions of one array: 3 for images (2 is grey), 2 for label maps.
         name: The argument's name, for errors.
+        depth: How many lists they are in already.
 
     Returns:
         PIL images, arrays and tensors of 2 or `ndim` dimensions.
@@ -37,7 +44,7 @@ def flat_images(images: Any, ndim: int, name: str) -> list[Any]:
         ValueError: If something else is among them, or nothing.
     """
     if isinstance(images, str | os.PathLike):
-        images = Image.open(images) if os.path.isfile(images) else load_image(str(images))
+        images = _opened(images, name)
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, np.ndarray | torch.Tensor):
@@ -46,11 +53,51 @@ def flat_images(images: Any, ndim: int, name: str) -> list[Any]:
         if images.ndim == 3 and images.shape[-1] == 1 != images.shape[0]:
             return [images[..., 0]]
     is_sequence = isinstance(images, list | tuple) or getattr(images, "ndim", 0) > ndim
-    if not is_sequence or len(images) == 0:
+    if not is_sequence or len(images) == 0 or depth == _DEEPEST:
         raise ValueError(
-            f"{name} must be PIL images, paths, arrays or tensors, single or in lists, got {images!r:.99}"
+            f"{name} must be PIL images, paths, or arrays or tensors {_FORMS[ndim]}; single or in lists, and at least "
+            f"one: got {described(images)}"
         )
-    return [single for entry in images for single in flat_images(entry, ndim, name)]
+    return [single for entry in images for single in flat_images(entry, ndim, name, depth + 1)]
+
+
+def _opened(source: str | os.PathLike, name: str) -> Image.Image:
+    if os.path.isfile(source):
+        return Image.open(source)
+    try:
+        return load_image(str(source))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def described(value: Any) -> str:
+    """A wrong argument in short, for errors: arrays by their shape, other values as they are."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
+    return f"{value!r:.99}"
+
+
+def check_values(image: Picture, name: str) -> None:
+    """Check that a picture or a label map has pixels, and that they are real numbers.
+
+    Args:
+        image: PIL image, array or tensor.
+        name: What it is, for errors: "images: image 3".
+
+    Raises:
+        ValueError: If a side is 0, or its type holds no real numbers.
+    """
+    shape = (*image.size[::-1], len(image.getbands())) if isinstance(image, Image.Image) else tuple(image.shape)
+    if 0 in shape:
+        raise ValueError(f"{name} is empty, its shape is {shape}")
+    if isinstance(image, np.ndarray):
+        is_real = image.dtype.kind in "buif"
+    elif isinstance(image, torch.Tensor):
+        is_real = not (image.is_complex() or image.is_quantized or image.is_meta) and image.layout == torch.strided
+    else:
+        return
+    if not is_real:
+        raise ValueError(f"{name} must hold real numbers, got {described(image)}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -62,19 +109,43 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     return picture.size[::-1] if isinstance(picture, Image.Image) else tuple(picture.shape[-2:])
 
 
-def prepare_picture(image: Picture, options: Any) -> Picture:
+def shown_size(image: Picture, options: Any) -> tuple[int, int]:
+    """(height, width) of the upright picture.
+
+    Args:
+        image: PIL image, array or tensor.
+        options: Options of the call, or the processor with them: `image_mean` and `input_data_format`.
+
+    Raises:
+        ValueError: If it is empty, or its channels cannot be told from its shape.
+    """
+    check_values(image, "images: image 0")
+    if isinstance(image, Image.Image):
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size if turned else image.size[::-1]
+    channels = len(options.image_mean) if isinstance(options.image_mean, Sequence) else None
+    return picture_size(_channels_first(image, channels, options.input_data_format))
+
+
+def prepare_picture(image: Picture, options: Any, index: int = 0) -> Picture:
     """One image as a picture: upright, with its final channels, on its device.
 
     Args:
         image: PIL image, array or tensor.
-        options: Options of the call: `image_mean`, `do_normalize`, `do_convert_rgb`, `input_data_format` and `device`.
+        options: Options of the call: `image_mean`, `do_normalize`, `do_convert_rgb`, `input_data_format`,
+            `allow_missing` and `device`.
+        index: Its place among the images, for errors.
 
     Returns:
         The picture.
 
     Raises:
-        ValueError: If its channels cannot be told from its shape or are not as many as `image_mean` has values.
+        ValueError: If it is empty, its channels cannot be told from its shape or are not as many as `image_mean` has
+            values, or it has missing pixels that `allow_missing` does not allow.
     """
+    check_values(image, f"images: image {index}")
+    if isinstance(image, np.ma.MaskedArray):
+        image = image.astype(float).filled(np.nan) if np.ma.is_masked(image) else image.data
     channels = len(options.image_mean) if isinstance(options.image_mean, Sequence) else None
     layout = options.input_data_format
     if isinstance(image, Image.Image):
@@ -88,7 +159,18 @@ def prepare_picture(image: Picture, options: Any) -> Picture:
             f"images must have {channels} channels, as many as image_mean, got {found} "
             f"(size {picture_size(image)}); do_convert_rgb=True makes RGB of 1 or of 4 channels with transparency"
         )
+    if isinstance(image, torch.Tensor) and not options.allow_missing:
+        _check_finite(image, index)
     return image if options.device is None else move(image, torch.device(options.device))
+
+
+def _check_finite(image: torch.Tensor, index: int) -> None:
+    missing = missing_values(image)
+    if missing is not None:
+        raise ValueError(
+            f"images must be finite: image {index} has NaN or infinity in {int(missing.any(0).sum())} of "
+            f"{missing[0].numel()} pixels. allow_missing=True leaves them out"
+        )
 
 
 def _converted(image: Image.Image, channels: int | None, do_convert_rgb: bool | None) -> Image.Image | np.ndarray:
@@ -133,8 +215,10 @@ def _channels_first(image: Array, channels: int | None, layout: str | ChannelDim
         elif matches[0] or {image.shape[0], image.shape[-1]} & {1, 3, 4}:
             layout = infer_channel_dimension_format(image, num_channels=channels if matches[0] else (1, 3, 4))
         else:
+            wanted = f"{channels} channels, as many as image_mean has values" if channels else "1, 3 or 4 channels"
             raise ValueError(
-                f"images must have {channels or '1, 3 or 4'} channels first or last, got shape {tuple(image.shape)}"
+                f"images must have {wanted}, first or last, got shape {tuple(image.shape)}; input_data_format says "
+                "where any other number of them is"
             )
     if ChannelDimension(layout) == ChannelDimension.FIRST:
         return image
@@ -167,34 +251,58 @@ def move(picture: Picture, device: torch.device) -> Picture:
     return torch.tensor(array, device=device)
 
 
-def prepare_label_map(labels: Picture, device: str | torch.device | None) -> Array:
+def prepare_label_map(labels: Picture, device: str | torch.device | None, index: int = 0) -> Array:
     """One segmentation map as an (H, W) array of ids, upright, on its device.
 
     Args:
         labels: PIL image of one band, whose palette indices and 16-bit values are ids, or (H, W) array or tensor.
         device: Where to move it; `None` leaves it.
+        index: Its place among the maps, for errors.
 
     Returns:
         (H, W) array of any integer type or bool, or int64 tensor on a device.
 
     Raises:
-        ValueError: If it has several bands or values that are no whole numbers.
+        ValueError: If it is empty, or has several bands or values that are no whole numbers.
     """
+    check_values(labels, f"segmentation_maps: map {index}")
     if isinstance(labels, Image.Image):
         if len(labels.getbands()) != 1:
             raise ValueError(
                 f"segmentation_maps must hold one label id per pixel, got a PIL image of mode {labels.mode}"
             )
         labels = np.asarray(_upright(labels))
-    if isinstance(labels, np.ndarray):
-        ids = labels.astype(np.int64) if labels.dtype.kind == "f" else labels
-    else:
-        labels = labels.detach()
-        ids = labels.long()
-    if ids.dtype != labels.dtype and not (ids == labels).all():
-        raise ValueError("segmentation_maps must hold whole numbers, got fractions")
+    ids = _whole_array(labels, index) if isinstance(labels, np.ndarray) else _whole_tensor(labels.detach(), index)
     if isinstance(ids, np.ndarray):
         on_host = device is None or torch.device(device).type == "cpu"
         return ids if on_host else torch.tensor(ids.astype(np.int64), device=device)
     ids = ids if device is None else ids.to(device)
     return ids.numpy() if ids.device.type == "cpu" else ids
+
+
+def _whole_array(labels: np.ndarray, index: int) -> np.ndarray:
+    if np.ma.is_masked(labels):
+        raise ValueError(f"segmentation_maps: map {index} is masked; .filled(255) gives its masked pixels an id")
+    if labels.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            ids = labels.astype(np.int64)
+        _check_whole(labels, ids, index)
+        return ids
+    return labels
+
+
+def _whole_tensor(labels: torch.Tensor, index: int) -> torch.Tensor:
+    if labels.dtype in (torch.uint32, torch.uint64):  # which PyTorch can store but hardly compute with
+        raise ValueError(f"segmentation_maps: map {index} has the type {labels.dtype}; .long() makes it int64")
+    ids = labels.long()
+    if labels.is_floating_point():
+        _check_whole(labels, ids, index)
+    return ids
+
+
+def _check_whole(labels: Array, ids: Array, index: int) -> None:
+    wrong = ids != labels
+    if wrong.any():
+        raise ValueError(
+            f"segmentation_maps must hold whole numbers (no fractions): map {index} holds {labels[wrong][0].item()}"
+        )

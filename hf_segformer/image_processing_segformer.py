@@ -6,22 +6,32 @@ With a configuration of the built-in processor the results equal its PIL backend
 evaluation protocols (`keep_ratio`, `size_divisor`, `antialias=False`) come on top.
 """
 
-from collections.abc import Iterable, Sequence
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    SizeDict,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
 
 from .functional_segformer import upsample_argmax
-from .image_inputs_segformer import Array, flat_images, picture_size, prepare_label_map, prepare_picture
+from .image_inputs_segformer import Array, described, flat_images, picture_size, prepare_label_map, prepare_picture
 from .pixel_values_segformer import Size, assembled, compute_labels, compute_pixel_values
 from .resize_segformer import resized_size, rounded_up
 
@@ -31,6 +41,10 @@ except ImportError:
     SemanticSegmentationPostProcessorOutput = BatchFeature
 
 
+_TENSOR_TYPES = tuple(kind.value for kind in TensorType)
+_LAYOUTS = tuple(layout.value for layout in (ChannelDimension.FIRST, ChannelDimension.LAST))
+
+
 class SegformerImageProcessorKwargs(ImagesKwargs, total=False):
     """What `SegformerImageProcessor` takes beyond the options of every image processor; see there."""
 
@@ -38,6 +52,7 @@ class SegformerImageProcessorKwargs(ImagesKwargs, total=False):
     keep_ratio: bool
     size_divisor: int | None
     antialias: bool
+    allow_missing: bool
 
 
 class SegformerImageFeatures(BatchFeature):
@@ -76,12 +91,16 @@ class SegformerImageProcessor(PilBackend):
         do_resize: Whether to resize.
         size: `{"height", "width"}`, an int for a square, `{"shortest_edge"}`, `{"shortest_edge", "longest_edge"}` or
             `{"max_height", "max_width"}`, in pixels.
-        resample: Pillow's filter for images; labels are always resized by the nearest pixel.
+        resample: Pillow's filter for images, as a member of its enumeration, its number or its name ("bilinear");
+            labels are always resized by the nearest pixel.
         keep_ratio: Compute the size from shortest and longest edge as mmcv's `imrescale` does, rounding both sides,
             instead of `transformers`' rule, which truncates: (512, 2048) of the ADE20K protocol.
         size_divisor: Afterwards round both sides up to a multiple of it by a second resize, as NVlabs' `AlignedResize`
             and mmseg's `ResizeToMultiple` do. Padding to the largest image of a batch is rounded up likewise.
         antialias: `False` resizes as OpenCV does (`INTER_LINEAR`, labels `INTER_NEAREST`), like the published recipes.
+        allow_missing: Whether floating-point images may have missing values, NaN or infinite. Such a value has no
+            weight in resizing, channel by channel; where no other one is near, the result is what padding is: 0 after
+            normalisation. By default they are an error.
         do_rescale: Whether to multiply by `rescale_factor`.
         rescale_factor: Default 1/255.
         do_normalize: Whether to subtract `image_mean` and divide by `image_std`.
@@ -111,9 +130,14 @@ class SegformerImageProcessor(PilBackend):
     keep_ratio = False
     size_divisor = None
     antialias = True
+    allow_missing = False
 
     def __init__(self, **kwargs: Unpack[SegformerImageProcessorKwargs]):
-        super().__init__(**_canonical(kwargs))
+        kwargs = _canonical(kwargs)
+        with _named_errors():  # as in a call; a file may hold anything else besides
+            known = self.valid_kwargs.__annotations__.keys() & kwargs.keys()
+            validate_typed_dict(self.valid_kwargs, {name: kwargs[name] for name in known})
+        super().__init__(**kwargs)
         _check_options(SimpleNamespace(**{name: getattr(self, name) for name in self._valid_kwargs_names}))
 
     @classmethod
@@ -124,7 +148,7 @@ class SegformerImageProcessor(PilBackend):
     def to_dict(self) -> dict[str, Any]:
         """Configuration as saved, without this package's own options where they have their default."""
         config = super().to_dict()
-        for name in ("keep_ratio", "antialias"):
+        for name in ("keep_ratio", "antialias", "allow_missing"):
             if config.get(name) == getattr(type(self), name):
                 del config[name]
         return config
@@ -155,10 +179,8 @@ class SegformerImageProcessor(PilBackend):
         Raises:
             ValueError: If an option or an input breaks one of these rules.
         """
-        try:
+        with _named_errors():
             return super().preprocess(images, segmentation_maps, **_canonical(kwargs))
-        except StrictDataclassFieldValidationError as error:
-            raise ValueError(str(error)) from error
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)
@@ -168,7 +190,8 @@ class SegformerImageProcessor(PilBackend):
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> SegformerImageFeatures:
         options = SimpleNamespace(**kwargs)
-        pictures = [prepare_picture(image, options) for image in flat_images(images, 3, "images")]
+        images = flat_images(images, 3, "images")
+        pictures = [prepare_picture(image, options, index) for index, image in enumerate(images)]
         original_sizes = [picture_size(picture) for picture in pictures]
         steps = [_resize_steps(size, options) for size in original_sizes]
         image_sizes = [step[-1] if step else size for step, size in zip(steps, original_sizes, strict=True)]
@@ -216,9 +239,11 @@ class SegformerImageProcessor(PilBackend):
             1], as asked.
 
         Raises:
-            ValueError: If there are not as many target sizes, or inputs, as logits.
+            ValueError: If there are not as many target sizes, or inputs, as logits, or one of them has another form.
         """
-        logits = outputs.logits.detach()
+        logits = _logits(outputs)
+        if len(logits) == 0:
+            return []
         sizes = _target_sizes(target_sizes, len(logits))
         logits_sizes = self._logits_sizes(logits, sizes, inputs)
         if len({*sizes}) == 1 and len({*logits_sizes}) == 1:
@@ -236,6 +261,10 @@ class SegformerImageProcessor(PilBackend):
     ) -> list[Size]:
         """Size of each image's logits without padding: what the network gives for the unpadded image."""
         whole = tuple(logits.shape[-2:])
+        if inputs is not None and not hasattr(inputs, "image_sizes"):
+            raise ValueError(
+                f"inputs must be what this processor returned for the images, got {type(inputs).__name__}"
+            )
         image_sizes, padded = getattr(inputs, "image_sizes", None), getattr(inputs, "padded_size", None)
         if image_sizes is None and self.do_pad and None not in target_sizes:
             image_sizes = [(_resize_steps(size, self) or [size])[-1] for size in target_sizes]
@@ -250,6 +279,14 @@ class SegformerImageProcessor(PilBackend):
         return [(-(-height // stride[0]), -(-width // stride[1])) for height, width in image_sizes]
 
 
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except StrictDataclassFieldValidationError as error:  # which is no ValueError
+        raise ValueError(str(error)) from error
+
+
 def _canonical(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Options under their current names, and mean and standard deviation as floats, also where given as integers."""
     kwargs = dict(kwargs)
@@ -259,12 +296,50 @@ def _canonical(kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"reduce_labels is the old name of do_reduce_labels and must not differ: got {old} and {new}")
     if kwargs.get("align") is False:  # files of the first converter switch `size_divisor` off by this key
         kwargs.pop("size_divisor", None)
+    for name in ("size", "crop_size", "pad_size"):
+        _check_size_form(name, kwargs.get(name))
+    if kwargs.get("resample") is not None:
+        kwargs["resample"] = _resampling(kwargs["resample"])
+    if isinstance(kwargs.get("rescale_factor"), numbers.Real):
+        kwargs["rescale_factor"] = float(kwargs["rescale_factor"])
     for name in ("image_mean", "image_std"):
-        if isinstance(kwargs.get(name), Iterable):
-            kwargs[name] = tuple(float(value) for value in kwargs[name])
-        elif kwargs.get(name) is not None:
-            kwargs[name] = float(kwargs[name])
+        if kwargs.get(name) is not None:
+            kwargs[name] = _channel_values(name, kwargs[name])
     return kwargs
+
+
+def _check_size_form(name: str, size: Any) -> None:
+    """The form alone: which keys and values a size may have depends on other options."""
+    is_pair = isinstance(size, list | tuple) and len(size) == 2
+    if size is None or is_pair or isinstance(size, Mapping | SizeDict):
+        return
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise ValueError(f"{name} must be a whole number, (height, width) or a dictionary, got {described(size)}")
+
+
+def _resampling(resample: Any) -> Image.Resampling:
+    """Pillow's filter of that number or name; torchvision's members have names as their values."""
+    value = getattr(resample, "value", resample)
+    for member in Image.Resampling:
+        if isinstance(value, str) and value.upper().removesuffix("-EXACT").removesuffix("_EXACT") == member.name:
+            return member
+        if isinstance(value, numbers.Integral) and value == member:
+            return member
+    names = ", ".join(f"{member.name.lower()!r} ({member.value})" for member in Image.Resampling)
+    raise ValueError(f"resample must be one of {names}, got {resample!r}")
+
+
+def _channel_values(name: str, value: Any) -> float | tuple[float, ...]:
+    values = value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+    try:
+        if isinstance(values, str | bytes | Mapping | set):
+            raise TypeError
+        result = tuple(float(v) for v in values) if isinstance(values, Iterable) else float(values)
+    except (TypeError, ValueError, OverflowError):
+        result = ()
+    if result == () or not np.isfinite(result).all():
+        raise ValueError(f"{name} must be a finite number, or one for each channel, got {described(value)}")
+    return result
 
 
 def _check_options(options: SimpleNamespace) -> None:
@@ -289,6 +364,26 @@ def _check_options(options: SimpleNamespace) -> None:
     counts = [len(v) for v in (options.image_mean, options.image_std) if isinstance(v, Sequence)]
     if options.do_normalize and len(set(counts)) > 1:
         raise ValueError(f"image_std must have as many values as image_mean, {counts[0]}, got {counts[1]}")
+    if options.do_normalize and not np.all(options.image_std):
+        raise ValueError(f"image_std must not be 0, got {options.image_std}")
+    if options.do_rescale and options.rescale_factor is not None and not np.isfinite(options.rescale_factor):
+        raise ValueError(f"rescale_factor must be finite, got {options.rescale_factor}")
+    _check_call_options(options)
+
+
+def _check_call_options(options: SimpleNamespace) -> None:
+    choices = {"data_format": _LAYOUTS, "input_data_format": _LAYOUTS, "return_tensors": _TENSOR_TYPES}
+    for name, allowed in choices.items():
+        value = getattr(options, name)
+        if value is not None and value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r:.99}")
+    if options.device is not None:
+        try:
+            has_values = not torch.empty(0, device=options.device).is_meta
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device must be one that PyTorch has here, got {options.device!r}: {error}") from error
+        if not has_values:
+            raise ValueError(f"device must be one that holds values, got {options.device!r}")
 
 
 def _resize_steps(size: Size, options: Any) -> list[Size]:
@@ -314,26 +409,56 @@ def _padded_size(sizes: list[Size], options: Any) -> Size | None:
 def _label_maps(segmentation_maps: Any, sizes: list[Size], options: SimpleNamespace) -> list[Array]:
     maps = flat_images(segmentation_maps, 2, "segmentation_maps")
     if len(maps) != len(sizes):
+        given = f": {described(segmentation_maps)}" if isinstance(segmentation_maps, np.ndarray | torch.Tensor) else ""
         raise ValueError(
-            f"segmentation_maps must be as many as the images, {len(sizes)}, got {len(maps)} maps of one id per pixel"
+            f"segmentation_maps must be as many as the images, {len(sizes)}, got {len(maps)} maps of one id per "
+            f"pixel{given}"
         )
-    maps = [prepare_label_map(labels, options.device) for labels in maps]
+    maps = [prepare_label_map(labels, options.device, index) for index, labels in enumerate(maps)]
     for index, (labels, size) in enumerate(zip(maps, sizes, strict=True)):
         if tuple(labels.shape) != size:
             raise ValueError(
                 f"segmentation_maps must have the (height, width) of their upright images: image {index} has {size}, "
-                f"its map {tuple(labels.shape)}"
+                f"its map {tuple(labels.shape)} (input_data_format says which axis of an array holds its channels)"
             )
     return maps
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    logits = getattr(outputs, "logits", None)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or not logits.is_floating_point():
+        got = described(outputs if logits is None else logits)
+        raise ValueError(f"outputs must be the model's, with floating-point logits (B, K, h, w), got {got}")
+    if 0 in logits.shape[1:]:
+        raise ValueError(f"outputs must have logits of at least one class and point, got {described(logits)}")
+    return logits.detach()
 
 
 def _target_sizes(target_sizes: Sequence[Size] | torch.Tensor | None, count: int) -> list[Size | None]:
     if target_sizes is None:
         return [None] * count
-    sizes = target_sizes.tolist() if isinstance(target_sizes, torch.Tensor | np.ndarray) else target_sizes
+    sizes = _listed(target_sizes)
+    if not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
+        raise ValueError(
+            "target_sizes must be [(height, width), ...], positive whole numbers of pixels for each image, got "
+            f"{described(target_sizes)}"
+        )
     if len(sizes) != count:
         raise ValueError(f"target_sizes must be as many as the logits, {count}, got {len(sizes)}")
     return [(int(height), int(width)) for height, width in sizes]
+
+
+def _is_size(size: Any) -> bool:
+    size = _listed(size)
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        return False
+    return all(isinstance(side, numbers.Real) and side >= 1 and side % 1 == 0 for side in map(_listed, size))
+
+
+def _listed(value: Any) -> Any:
+    """Lists or numbers of tensors that have values, and of arrays; anything else as it is."""
+    has_values = isinstance(value, np.ndarray) or (isinstance(value, torch.Tensor) and not value.is_meta)
+    return value.tolist() if has_values else value
 
 
 def _label_outputs(

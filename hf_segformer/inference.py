@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+from .encoder_segformer import points_of, smallest_side
 from .functional_segformer import upsample_argmax
+from .image_inputs_segformer import flat_images, shown_size
 from .protocols import Protocol, Size
 from .score_bands import OVERLAPS, Logits, ResizedScores, WindowedScores, label_bands
 
@@ -53,10 +56,13 @@ def segment(
     Beside the network inputs, memory holds the low-resolution logits of two rows of windows (for each size and flip of
     test-time augmentation) and a few rows of scores, however large the picture.
 
+    Network inputs and windows that are smaller than the network can take (29 pixels for the published configurations)
+    are padded at the bottom and the right with 0, the mean colour, and their logits cut accordingly.
+
     Args:
         model: A `SegformerForSemanticSegmentation` on any device.
         image_processor: Processor of the model.
-        image: PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor.
+        image: One picture, as the image processor takes them: PIL image, path, array or tensor.
         protocol: How to resize, cut and augment (`Protocol.named`); None does what the image processor does.
         return_confidence: Also return the probability of each pixel's label.
         window_batch_size: Windows per forward pass; None takes 1 on a CPU and 8 elsewhere.
@@ -68,9 +74,10 @@ def segment(
         and float32 (H, W) in [0, 1].
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, or the image none that the image processor takes.
     """
-    protocol = protocol or Protocol.named("processor")
+    protocol = Protocol.named("processor") if protocol is None else protocol
+    _check_model(model)
     inputs = prepare_inputs(image_processor, image, protocol)
     with inference_of(model):
         (result,) = segment_inputs(model, [inputs], protocol, return_confidence, window_batch_size, overlap)
@@ -88,7 +95,7 @@ def predict_label_map(
     Args:
         model: A `SegformerForSemanticSegmentation` on any device.
         image_processor: Processor of the model.
-        image: PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor.
+        image: One picture, as the image processor takes them: PIL image, path, array or tensor.
 
     Returns:
         Class indices (H, W): uint8 for up to 256 classes, otherwise int32.
@@ -105,26 +112,44 @@ def prepare_inputs(
 
     Args:
         image_processor: Processor of the model.
-        image: PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor.
+        image: One picture, as the image processor takes them: PIL image, path, array or tensor.
         protocol: How to resize.
 
     Raises:
-        ValueError: If the protocol varies the processor's size and the processor does not resize.
+        ValueError: If the protocol varies the processor's size and the processor does not resize, or an argument is
+            of another kind.
     """
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)  # the label map shows the picture as people see it
-        size = image.size[::-1]
-    else:
-        size = tuple(image.shape[:2]) if isinstance(image, np.ndarray) else tuple(image.shape[-2:])
+    if not isinstance(protocol, Protocol):
+        raise ValueError(f"protocol must be a Protocol, such as Protocol.named('aligned-512'), got {protocol!r:.99}")
+    if not hasattr(image_processor, "keep_ratio"):
+        name = type(image_processor).__name__
+        raise ValueError(f"image_processor must be a SegformerImageProcessor of this package, got {name}")
+    images = flat_images(image, 3, "image")
+    if len(images) != 1:
+        raise ValueError(f"image must be one picture, got {len(images)}")
+    if isinstance(images[0], np.ndarray) and image_processor.input_data_format is None:
+        images = [_planes_where_ambiguous(images[0])]
+    size = shown_size(images[0], image_processor)  # upright: the label map shows the picture as people see it
     if protocol.resize == "processor" and protocol.tta == "nvlabs" and not image_processor.do_resize:
         raise ValueError("tta 'nvlabs' multiplies the processor's size, but this processor has do_resize=False")
     pixel_values, valid_sizes = [], []
     for ratio in protocol.ratios:
         options = protocol.processor_options(ratio, size, image_processor.size)
-        features = image_processor(image, return_tensors="pt", **options)
+        features = image_processor(images, return_tensors="pt", data_format="channels_first", **options)
         pixel_values.append(features["pixel_values"][0])
         valid_sizes.append(features.image_sizes[0])
     return NetworkInputs(pixel_values, valid_sizes, size)
+
+
+def _planes_where_ambiguous(image: np.ndarray) -> np.ndarray:
+    """Arrays are (H, W, C), but of two axes that may hold the channels the processor takes the first."""
+    return image.transpose(2, 0, 1) if image.ndim == 3 and image.shape[0] == image.shape[2] else image
+
+
+def _check_model(model: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not hasattr(config, "sr_ratios") or not hasattr(model, "decode_head"):
+        raise ValueError(f"model must be a SegformerForSemanticSegmentation, got {type(model).__name__}")
 
 
 @contextmanager
@@ -164,8 +189,8 @@ def segment_inputs(
     """
     if window_batch_size is None:
         window_batch_size = 1 if model.device.type == "cpu" else 8
-    if window_batch_size < 1:
-        raise ValueError(f"window_batch_size must be at least 1, got {window_batch_size}")
+    if not isinstance(window_batch_size, int) or window_batch_size < 1:
+        raise ValueError(f"window_batch_size must be at least 1, got {window_batch_size!r:.99}")
     if overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
     if protocol.crop_size is None:
@@ -185,7 +210,7 @@ def _segment_whole(
         for flip in protocol.flips:
             logits = _whole_logits(model, [inputs.pixel_values[index] for inputs in batch], flip)
             for inputs, own, values in zip(batch, views, logits, strict=True):
-                points = _without_padding(values, inputs.pixel_values[index].shape[-2:], inputs.valid_sizes[index])
+                points = _first_points(model, values, inputs.valid_sizes[index])
                 own.append((points, inputs.picture_size if protocol.one_step else inputs.valid_sizes[index]))
     results = []
     for inputs, own in zip(batch, views, strict=True):
@@ -221,15 +246,23 @@ def _whole_logits(model: nn.Module, pixel_values: list[Tensor], flip: bool) -> l
 
 def _forward(model: nn.Module, images: Tensor, flip: bool) -> Tensor:
     """Logits (B, h, w, K) of network inputs (B, C, H, W), shown to the network mirrored with `flip`."""
+    size = images.shape[-2:]
     images = images.to(model.device, model.dtype)
-    logits = model(images.flip(3) if flip else images).logits
-    return (logits.flip(3) if flip else logits).permute(0, 2, 3, 1).contiguous()
+    logits = model(_padded(images.flip(3) if flip else images, smallest_side(model.config))).logits
+    logits = _first_points(model, logits.permute(0, 2, 3, 1), size)
+    return (logits.flip(2) if flip else logits).contiguous()
 
 
-def _without_padding(logits: Tensor, padded: Size, valid: Size) -> Tensor:
-    """Logits (h, w, K) of the part that shows the picture: what the network gives for the picture alone."""
-    stride = [-(-pixels // points) for pixels, points in zip(padded, logits.shape[:2], strict=True)]
-    return logits[: -(-valid[0] // stride[0]), : -(-valid[1] // stride[1])]
+def _padded(images: Tensor, smallest: int) -> Tensor:
+    """Inputs with zeros, as the processor pads, where they are smaller than the network takes."""
+    missing = [max(smallest - side, 0) for side in images.shape[-2:]]
+    return F.pad(images, (0, missing[1], 0, missing[0])) if any(missing) else images
+
+
+def _first_points(model: nn.Module, logits: Tensor, size: Size) -> Tensor:
+    """Logits (..., h, w, K) of the part that shows the picture: what the network gives for the picture alone."""
+    height, width = (points_of(model.config, side) for side in size)
+    return logits[..., :height, :width, :]
 
 
 def _segment_windows(

@@ -25,6 +25,7 @@ import torch.distributed
 from torch import Tensor
 
 from .files import atomic_file
+from .metric_values import ClassScores, check_batch, integer_tensor, zero_counts
 from .texts import NAME_LIMIT, columns, one_line, padded
 
 if TYPE_CHECKING:
@@ -49,12 +50,11 @@ class ConfusionMatrix:
         device: where the counts live and the counting happens.
 
     Raises:
-        ValueError: `num_labels` is not a positive integer.
+        ValueError: `num_labels` is not a positive integer, or another argument has the wrong type.
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = 255, device: str | torch.device = "cpu") -> None:
-        if not isinstance(num_labels, int) or num_labels < 1:
-            raise ValueError(f"num_labels must be a positive integer, received {num_labels!r}")
+        self.matrix = zero_counts(num_labels, ignore_index, device)
         if ignore_index is not None and 0 <= ignore_index < num_labels:
             warnings.warn(
                 f"ignore_index={ignore_index} is one of the {num_labels} classes: its pixels are left out, so false "
@@ -62,9 +62,8 @@ class ConfusionMatrix:
                 f"class, and use an ignore_index outside [0, {num_labels}).",
                 stacklevel=2,
             )
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
-        self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
+        self.num_labels = int(num_labels)
+        self.ignore_index = None if ignore_index is None else int(ignore_index)
 
     def update(self, predictions: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
         """Count the pixels of one batch, image or part of an image.
@@ -76,7 +75,7 @@ class ConfusionMatrix:
         Raises:
             ValueError: shapes differ, a dtype is not integer, or an id is out of range; nothing has been counted then.
         """
-        predictions, labels = _integer_tensor("predictions", predictions), _integer_tensor("labels", labels)
+        predictions, labels = integer_tensor("predictions", predictions), integer_tensor("labels", labels)
         if predictions.shape != labels.shape:
             raise ValueError(
                 "predictions and labels must have the same shape, received "
@@ -117,6 +116,8 @@ class ConfusionMatrix:
         Raises:
             ValueError: the two have not the same number of classes, or ignore different labels.
         """
+        if not isinstance(other, ConfusionMatrix):
+            raise ValueError(f"other must be a ConfusionMatrix, received {type(other).__name__}")
         for name in ("num_labels", "ignore_index"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
@@ -209,21 +210,6 @@ def check_class_names(class_names: Sequence[str], num_labels: int) -> None:
         raise ValueError(f"class_names must name all {num_labels} classes, received {len(class_names)} names")
 
 
-def _integer_tensor(name: str, ids: Any) -> Tensor:
-    """A tensor of the same ids, without a copy where torch can read the array's memory as it is."""
-    if isinstance(ids, Tensor):
-        integer = not (ids.is_floating_point() or ids.is_complex())
-    else:
-        ids = np.asarray(ids)
-        integer = ids.dtype.kind in "iub"
-    if not integer:
-        raise ValueError(f"{name} must be class ids of an integer dtype, received {ids.dtype}")
-    if isinstance(ids, Tensor):
-        return ids
-    # torch reads neither foreign byte orders nor negative strides, and complains about arrays it could not write to.
-    return torch.from_numpy(np.require(ids, dtype=ids.dtype.newbyteorder("="), requirements=["C", "W"]))
-
-
 class _MeanIoU:
     """Mean IoU of semantic segmentation as an `evaluate.Metric`, in O(K^2) memory.
 
@@ -302,6 +288,8 @@ class _MeanIoU:
             self._count(predictions, references)
             self._stored += len(references) if len(references.shape) > 2 else 1
             return
+        check_batch("predictions", predictions)
+        check_batch("references", references)
         if len(predictions) != len(references):
             raise ValueError(
                 "predictions and references must be equally many, received "
@@ -311,7 +299,7 @@ class _MeanIoU:
             self.add(prediction=prediction, reference=reference)
 
     def _count(self, predictions: Any, references: Any) -> None:
-        references = _integer_tensor("references", references)
+        references = integer_tensor("references", references)
         if self.reduce_labels:
             ignore_index, references = self.confusion_matrix.ignore_index, references.to(torch.int64)
             references = (references - 1).masked_fill((references == 0) | (references == ignore_index), ignore_index)
@@ -319,6 +307,8 @@ class _MeanIoU:
 
     def merge(self, other: "_MeanIoU") -> "_MeanIoU":
         """Add what another metric has counted (in another process, say: it can be pickled), and return this one."""
+        if not isinstance(other, _MeanIoU):
+            raise ValueError(f"other must be a MeanIoU, received {type(other).__name__}")
         self.confusion_matrix.merge(other.confusion_matrix)
         self._stored += len(other)
         return self
@@ -332,7 +322,8 @@ class _MeanIoU:
             **kwargs: the settings that `evaluate.load("mean_iou")` takes here, which must equal the constructor's.
 
         Returns:
-            The scores of `ConfusionMatrix.compute`, the per-category ones as float64 arrays (K,).
+            The scores of `ConfusionMatrix.compute`, as floats; the per-category ones as lists (K,) that are arrays of
+            float64 in arithmetic and indexing, so that `json.dumps` takes the whole.
 
         Raises:
             ValueError: a setting differs from the constructor's; `num_process` above 1 without `torch.distributed`.
@@ -346,24 +337,29 @@ class _MeanIoU:
                 "without one, merge() the metrics of the processes"
             )
         total = self.confusion_matrix.reduce() if self.num_process > 1 else self.confusion_matrix
-        scores = {name: np.asarray(value)[()] for name, value in total.compute().items()}
+        scores = total.compute()
         if self.nan_to_num is not None:
-            scores = {name: np.nan_to_num(value, nan=self.nan_to_num) for name, value in scores.items()}
+            scores = {name: np.nan_to_num(value, nan=self.nan_to_num).tolist() for name, value in scores.items()}
+        kinds = {float: np.float64, list: ClassScores}
+        scores = {name: kinds[type(value)](value) for name, value in scores.items()}
         self.confusion_matrix.reset()
         self._stored = 0
         return scores if self.process_id == 0 else None
 
     def _check_settings(self, received: dict[str, Any]) -> None:
-        matrix = self.confusion_matrix
-        fixed = {"num_labels": matrix.num_labels, "ignore_index": matrix.ignore_index, "label_map": None}
+        fixed = {name: getattr(self.confusion_matrix, name) for name in ("num_labels", "ignore_index")}
         fixed |= {"reduce_labels": self.reduce_labels, "nan_to_num": self.nan_to_num}
         for name, value in received.items():
+            if name == "label_map" and value is not None:
+                raise ValueError("label_map is not supported: MeanIoU counts the ids as they come, so map them before")
+            if name not in (*fixed, "label_map"):
+                raise ValueError(f"MeanIoU.compute has no setting {name!r}: {', '.join([*fixed, 'label_map'])}")
             if name == "num_labels" and value == 1:
                 value = 2  # as at construction
-            if name not in fixed or value != fixed[name]:
+            if name in fixed and not np.array_equal(value, fixed[name]):
                 raise ValueError(
                     f"{name} is fixed when MeanIoU is built, because batches are counted as they come: built with "
-                    f"{fixed.get(name)}, compute received {value}"
+                    f"{fixed[name]}, compute received {value}"
                 )
 
 
@@ -451,7 +447,7 @@ def _update_from_trainer(matrix: ConfusionMatrix, prediction: Any, label: Any) -
             f"predictions must be label maps of shape {tuple(np.shape(label))} like the labels, received "
             f"{tuple(np.shape(prediction))}: give Trainer preprocess_logits_for_metrics of hf_segformer.metrics"
         )
-    prediction, label = _integer_tensor("predictions", prediction), _integer_tensor("labels", label).to(torch.int64)
+    prediction, label = integer_tensor("predictions", prediction), integer_tensor("labels", label).to(torch.int64)
     matrix.matrix = matrix.matrix.to(label.device)  # with batch_eval_metrics: count where the tensors are
     padding = label == _TRAINER_PADDING
     if padding.any():

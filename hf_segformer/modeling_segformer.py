@@ -26,6 +26,7 @@ from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.utils import logging
 
 from .adapter_statistics_segformer import warn_when_loaded, warn_when_saved, watch_adapters
+from .bilinear_segformer import must_trace
 from .configuration_segformer import SegformerConfig
 from .decode_head_segformer import SegformerDecodeHead
 from .encoder_segformer import SegformerEncoder
@@ -169,7 +170,8 @@ class SegformerModel(SegformerPreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values: (B, num_channels, H, W), normalised, floating point, any H and W.
+            pixel_values: (B, num_channels, H, W), normalised, floating point, any H and W from `smallest_side(config)`
+                on: 29 for the published configurations.
             output_attentions: Also return each layer's attention weights (B, A, N, N'), N' the reduced tokens.
             output_hidden_states: Also return each stage's feature map (B, C, H/s, W/s), s = 4, 8, 16, 32.
             return_dict: False for a plain tuple.
@@ -179,14 +181,11 @@ class SegformerModel(SegformerPreTrainedModel):
             channels-last in memory.
 
         Raises:
-            ValueError: `pixel_values` is not 4-D or has another number of channels.
+            ValueError: `pixel_values` is not 4-D, has another number of channels, or (not while compiling or
+                exporting) is too small.
         """
         config = self.config
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
-            raise ValueError(
-                f"pixel_values must have the shape (batch, num_channels={config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}"
-            )
+        self._check_pixel_values(pixel_values)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -197,6 +196,23 @@ class SegformerModel(SegformerPreTrainedModel):
             attentions=attentions,
         )
         return _as_requested(outputs, return_dict, config)
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+        channels = self.encoder.num_channels
+        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+            got = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+            raise ValueError(f"pixel_values must be a floating-point tensor, got {got}")
+        if pixel_values.ndim != 4 or channels not in (None, pixel_values.shape[1]):
+            raise ValueError(
+                f"pixel_values must have the shape (batch, num_channels={channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}. from_pretrained(..., num_channels=...) loads for another number"
+            )
+        smallest = self.encoder.smallest_side
+        if not must_trace(pixel_values) and min(pixel_values.shape[2:]) < smallest:
+            raise ValueError(
+                f"pixel_values must be at least {smallest} pixels high and wide, got {tuple(pixel_values.shape[2:])}: "
+                "hf_segformer.inference.segment pads smaller images, and so does the processor's do_pad with pad_size"
+            )
 
 
 def _as_requested(outputs, return_dict: bool | None, config: SegformerConfig):

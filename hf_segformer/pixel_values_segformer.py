@@ -20,7 +20,8 @@ from transformers.image_utils import ChannelDimension
 from transformers.utils import TensorType, logging
 
 from .image_inputs_segformer import Array, Picture, move
-from .resize_segformer import opencv_resize, pillow_resize, pixel_array, resize_nearest, resize_pixels
+from .missing_pixels_segformer import fill_missing, missing_values, resize_known, resize_tensor
+from .resize_segformer import pixel_array, resize_nearest, resize_pixels
 
 logger = logging.get_logger(__name__)
 
@@ -72,7 +73,7 @@ def _host_values(
     values, batch = [], None
     in_place = options.return_tensors is not None and (options.do_rescale or options.do_normalize)
     for index, picture in enumerate(pictures):
-        pixels, is_unit = _resized_on_host(picture, steps[index], options)
+        pixels, is_unit, missing = _resized_on_host(picture, steps[index], options)
         table = _value_table_of(options, is_unit)
         if isinstance(pixels, torch.Tensor):
             pixels, table = _scaled(pixels, options).permute(1, 2, 0).numpy(), None
@@ -84,6 +85,8 @@ def _host_values(
             raise ValueError(f"images must have one number of channels, got {batch.shape[1]} and {channels}")
         values.append(batch[index] if in_place else np.zeros(shape, pixels.dtype if table is None else table.dtype))
         _write(pixels, table, values[-1][:, :height, :width])
+        if missing is not None:
+            values[-1][:, :height, :width][missing.numpy()] = 0
     return values if batch is None else batch
 
 
@@ -95,20 +98,35 @@ def _write(pixels: np.ndarray, table: np.ndarray | None, out: np.ndarray) -> Non
         np.take(table[channel % len(table)], pixels[..., channel], out=out[channel], mode="clip")
 
 
-def _resized_on_host(picture: Picture, steps: list[Size], options: SimpleNamespace) -> tuple[Array, bool]:
-    """(H, W, C) uint8 array, or (C, H, W) tensor of another type; whether 8 bits stand for [0, 1]."""
-    is_unit = False
+def _resized_on_host(
+    picture: Picture, steps: list[Size], options: SimpleNamespace
+) -> tuple[Array, bool, torch.Tensor | None]:
+    """(H, W, C) uint8 array, or (C, H, W) tensor of another type; whether 8 bits stand for [0, 1]; what is missing."""
+    is_unit, missing = False, None
     if isinstance(picture, torch.Tensor):
-        picture, is_unit = _eight_bit(picture, options) if steps else (picture, False)
+        picture, is_unit, missing = _prepared(picture, steps, options)
+        if picture.dtype != torch.uint8 or missing is not None:
+            picture, missing = _resized_tensor(picture, missing, steps, options)
+            steps = []
         if picture.dtype != torch.uint8:
-            return _resized_tensor(picture, steps, options), False
+            return picture, is_unit, missing
         picture = picture.numpy()
     if isinstance(picture, np.ndarray):
         picture = picture.transpose(1, 2, 0)
     for size in steps:
         if size != (picture.size[::-1] if isinstance(picture, Image.Image) else picture.shape[:2]):
             picture = resize_pixels(picture, size, options.resample, options.antialias)
-    return pixel_array(picture), is_unit
+    return pixel_array(picture), is_unit, missing
+
+
+def _prepared(
+    picture: torch.Tensor, steps: list[Size], options: SimpleNamespace
+) -> tuple[torch.Tensor, bool, torch.Tensor | None]:
+    """Before a resize: in 8 bits where `transformers` makes it so, whether they stand for [0, 1]; what is missing."""
+    missing = missing_values(picture) if options.allow_missing else None
+    if missing is not None:
+        picture = fill_missing(picture, missing)
+    return *(_eight_bit(picture, options) if steps else (picture, False)), missing
 
 
 def _device_values(
@@ -117,31 +135,34 @@ def _device_values(
     """Pictures of one shape are computed together."""
     groups = defaultdict(list)
     for index, picture in enumerate(pictures):
-        picture, is_unit = _eight_bit(picture, options) if steps[index] else (picture, False)
-        groups[picture.shape, picture.dtype, is_unit].append((index, picture))
+        picture, is_unit, missing = _prepared(picture, steps[index], options)
+        groups[picture.shape, picture.dtype, is_unit, missing is None].append((index, picture, missing))
     values = {}
-    for (_, _, is_unit), members in groups.items():
-        indices, images = zip(*members, strict=True)
-        batch = _resized_tensor(torch.stack(images), steps[indices[0]], options)
+    for (_, _, is_unit, is_whole), members in groups.items():
+        indices, images, missing = zip(*members, strict=True)
+        missing = None if is_whole else torch.stack(missing)
+        batch, missing = _resized_tensor(torch.stack(images), missing, steps[indices[0]], options)
         table = _value_table_of(options, is_unit)
         batch = (
             _looked_up(batch, table) if batch.dtype == torch.uint8 and table is not None else _scaled(batch, options)
         )
+        if missing is not None:
+            batch = batch.masked_fill(missing, 0)
         if padded is not None:
             batch = F.pad(batch, (0, padded[1] - batch.shape[-1], 0, padded[0] - batch.shape[-2]))
         values |= dict(zip(indices, batch, strict=True))
     return batch if len(groups) == 1 else [values[index] for index in range(len(pictures))]
 
 
-def _resized_tensor(image: torch.Tensor, steps: list[Size], options: SimpleNamespace) -> torch.Tensor:
+def _resized_tensor(
+    image: torch.Tensor, missing: torch.Tensor | None, steps: list[Size], options: SimpleNamespace
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     for size in steps:
-        if options.resample == Image.Resampling.NEAREST:
-            image = resize_nearest(image, size, options.antialias)
-        elif options.antialias:
-            image = pillow_resize(image, size, options.resample)
+        if missing is None:
+            image = resize_tensor(image, size, options.resample, options.antialias)
         else:
-            image = opencv_resize(image, size)
-    return image
+            image, missing = resize_known(image, missing, size, options.resample, options.antialias)
+    return image, missing
 
 
 def _eight_bit(image: torch.Tensor, options: SimpleNamespace) -> tuple[torch.Tensor, bool]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,19 +74,23 @@ class Protocol:
             raise ValueError(f"tta must be one of {', '.join(TTA_METHODS)}, got {self.tta!r}")
         if (self.scale is not None) != (self.resize in ("stretch", "keep-ratio")):
             raise ValueError(f"scale belongs to resize stretch and keep-ratio, got {self.scale} with {self.resize!r}")
-        if self.size_divisor is not None and (self.resize == "processor" or self.size_divisor < 1):
+        for name in ("scale", "crop_size", "stride"):
+            value = getattr(self, name)
+            if value is not None and not _is_size(value):
+                raise ValueError(f"{name} must be two positive numbers of pixels, got {value!r:.99}")
+        divisor = self.size_divisor
+        if divisor is not None and (self.resize == "processor" or not _is_whole(divisor)):
             raise ValueError(
-                f"size_divisor must be at least 1, and with resize 'processor' the processor's own counts: got "
-                f"{self.size_divisor} with {self.resize!r}"
+                f"size_divisor must be at least 1 and whole, and with resize 'processor' the processor's own "
+                f"counts: got {divisor!r:.99} with {self.resize!r}"
             )
         if (self.crop_size is None) != (self.stride is None):
             raise ValueError(f"crop_size and stride belong together, got {self.crop_size} and {self.stride}")
         if self.crop_size is not None and (self.one_step or self.resize == "processor"):
             raise ValueError("crop_size needs a protocol that resizes logits to the window's size first: not one_step")
-        for name in ("scale", "crop_size", "stride"):
-            value = getattr(self, name)
-            if value is not None and min(value) < 1:
-                raise ValueError(f"{name} must be two positive numbers of pixels, got {value}")
+        ratios = self.nvlabs_ratios if isinstance(self.nvlabs_ratios, tuple | list) else ()
+        if not ratios or not all(isinstance(ratio, int | float) and 0 < ratio < math.inf for ratio in ratios):
+            raise ValueError(f"nvlabs_ratios must be positive numbers, got {self.nvlabs_ratios!r:.99}")
         if self.stride is not None and any(s > c for s, c in zip(self.stride, self.crop_size, strict=True)):
             raise ValueError(f"stride must not exceed crop_size {self.crop_size}, or pixels are missed: {self.stride}")
 
@@ -101,15 +107,15 @@ class Protocol:
         Raises:
             ValueError: If there is no such protocol, or a field is wrong.
         """
-        if name not in PROTOCOLS:
-            close = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        if not isinstance(name, str) or name not in PROTOCOLS:
+            close = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{hint}")
         fields = {key: value for key, value in fields.items() if value is not None}
         for key in ("crop_size", "stride"):
             if isinstance(fields.get(key), int):
                 fields[key] = (fields[key], fields[key])
-        if "crop_size" in fields and "stride" not in fields:
+        if _is_size(fields.get("crop_size")) and "stride" not in fields:
             fields["stride"] = tuple(max(side * 3 // 4, 1) for side in fields["crop_size"])
         return dataclasses.replace(PROTOCOLS[name], tta=tta, **fields)
 
@@ -197,6 +203,14 @@ class Protocol:
             base = "the picture's size" if self.tta == "mmseg" else "the scale"
             parts.append(f"ratios {', '.join(f'{ratio:g}' for ratio in self.ratios)} of {base}, mirrored too")
         return "; ".join(parts)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_whole, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def _sides(size: Sequence[int]) -> dict[str, int]:

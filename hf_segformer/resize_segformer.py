@@ -171,7 +171,9 @@ def pillow_resize(image: Tensor, size: tuple[int, int], resample: Resampling = R
     if resample == Resampling.NEAREST:
         return resize_nearest(image, size)
     if resample not in _FILTERS:
-        raise ValueError(f"resample must be one of {[f.name for f in _FILTERS]} on a device, got {resample.name}")
+        raise ValueError(
+            f"resample must be one of {[f.name for f in _FILTERS]} for floats and on a device, got {resample.name}"
+        )
     passes = [(-1, size[1]), (-2, size[0])]
     if _vertical_first(tuple(image.shape[-2:]), size):
         passes.reverse()
