@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
 from hf_segformer import SegformerImageProcessor  # after this import the Auto classes build this package's models
-from hf_segformer.data import DataArguments, SegmentationData, check_dataset
+from hf_segformer.data import DataArguments, SegmentationData, StorageError
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.metrics import ConfusionMatrix, atomic_file, write_metrics
 from hf_segformer.protocols import ProtocolArguments
@@ -95,8 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     share_cpu_threads(accelerator, args.num_threads)
     with accelerator.main_process_first():
         data = args.load_data()
-        if accelerator.is_local_main_process:
-            check_dataset(data)
+    args.check_data(data, accelerator=accelerator)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(accelerator.device)
     image_processor = SegformerImageProcessor.from_pretrained(args.model)
     check_classes(model, data)
@@ -156,5 +155,5 @@ def report_robustness(args, metrics: dict, scores: dict[str, dict[int, float]]) 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         sys.exit(f"error: {error}")
