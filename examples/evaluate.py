@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from transformers import HfArgumentParser
 
-from hf_segformer.data import DataArguments, SegmentationData, check_dataset
+from hf_segformer.data import DataArguments, SegmentationData, StorageError
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.launch import make_accelerator
@@ -103,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     share_cpu_threads(accelerator, args.num_threads)
     with accelerator.main_process_first():
         data = args.load_data()
-        if accelerator.is_local_main_process:
-            check_dataset(data)
+    args.check_data(data, accelerator=accelerator)
     model = load_model(args.model).to(accelerator.device)
     image_processor = load_processor(args.model)
     check_classes(model, data)
@@ -167,5 +166,5 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         sys.exit(f"error: {error}")

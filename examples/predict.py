@@ -13,6 +13,7 @@ exist are skipped, so an interrupted run can be repeated; unreadable files are n
 is then 1.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from hf_segformer.data import StorageError
+from hf_segformer.data.files import LeftOut, find_pictures, printable, shown
+from hf_segformer.data.samples import open_picture
 from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.inference import NetworkInputs, Segmentation, inference_of, prepare_inputs, segment_inputs
 from hf_segformer.metrics import atomic_file
@@ -56,24 +60,32 @@ class PredictArguments(ProtocolArguments):
 def find_images(sources: list[str]) -> dict[str, Path]:
     """Picture files by the name of their output, relative to the source they were found in.
 
+    What a folder holds beside them (hidden files, links to folders, pipes, ...) is counted on standard error.
+
     Raises:
         ValueError: A source does not exist, a folder has no pictures, or two pictures would get the same output.
     """
     found: dict[str, Path] = {}
     for source in map(Path, sources):
-        if not source.exists():
-            raise ValueError(f"no such file or folder: {source}")
-        paths = [source]
-        if source.is_dir():
-            paths = sorted(
-                path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES
-            )
+        if not os.path.lexists(source):
+            raise ValueError(f"no such file or folder: {shown(source)}")
+        paths, is_folder, left_out = [source], os.path.isdir(source), LeftOut()
+        if is_folder:
+            paths = list(find_pictures(source, sorted(PICTURE_SUFFIXES), left_out))
             if not paths:
-                raise ValueError(f"no pictures in {source} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+                beside = f"; what is there: {left_out}" if left_out else ""
+                raise ValueError(
+                    f"no pictures in {shown(source)} (looked for {', '.join(sorted(PICTURE_SUFFIXES))}){beside}"
+                )
+        if left_out:
+            print(f"{shown(source)}: left out {left_out}", file=sys.stderr)
         for path in paths:
-            name = path.relative_to(source if source.is_dir() else source.parent).with_suffix("").as_posix()
+            name = path.relative_to(source if is_folder else source.parent).with_suffix("").as_posix()
             if name in found and found[name].resolve() != path.resolve():
-                raise ValueError(f"{found[name]} and {path} would both be written to {name}.png: predict them apart")
+                raise ValueError(
+                    f"{shown(found[name])} and {shown(path)} would both be written to {printable(name)}.png: predict "
+                    f"them apart"
+                )
             found[name] = path
     return found
 
@@ -92,11 +104,9 @@ class Pictures(Dataset):
         """Return a picture's name, the picture and its network inputs."""
         name, path = self.images[index]
         try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            return name, f"{path}: {error}", None
+            image = open_picture(path, shown(path))
+        except (ValueError, StorageError) as error:
+            return name, str(error), None
         return name, image, prepare_inputs(self.image_processor, image, self.protocol)
 
 

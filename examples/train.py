@@ -32,7 +32,14 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.data import DrawSampler, SegmentationData, TrainingSamples, check_dataset, undecoded
+from hf_segformer.data import (
+    DrawSampler,
+    SegmentationData,
+    StorageError,
+    TrainingSamples,
+    collate_samples,
+    undecoded,
+)
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.files import replace_path
 from hf_segformer.hub import PushError, model_card, push_folder
@@ -47,6 +54,7 @@ from hf_segformer.launch import (
 from hf_segformer.metrics import ConfusionMatrix, write_metrics
 from hf_segformer.protocols import Protocol
 from hf_segformer.recipes import Recipe, recipe_table
+from hf_segformer.submission import plain_stem
 from hf_segformer.texts import listed, without_paths
 from hf_segformer.training import (
     DivergenceGuard,
@@ -91,8 +99,7 @@ def run(args: TrainArguments, accelerator: Accelerator) -> None:
     state = find_last_state(args, accelerator) if args.resume else None
     with accelerator.main_process_first():
         data = args.load_data()
-        if accelerator.is_local_main_process:
-            check_dataset(data, splits=("train", "validation"))
+    args.check_data(data, ("train", "validation"), accelerator, args.on_bad_sample)
     torch.manual_seed(args.seed)
     recipe = args.effective_recipe(accelerator.num_processes)
     model, image_processor = build_model(args, recipe, data, accelerator)
@@ -202,9 +209,10 @@ def build_loader(args: TrainArguments, recipe: Recipe, accelerator, image_proces
         start_step=start_step,
         stop_step=args.max_steps,
     )
-    samples = TrainingSamples(data, recipe.transform(mean, std, data.ignore_index), args.seed)
+    samples = TrainingSamples(data, recipe.transform(mean, std, data.ignore_index), args.seed, args.on_bad_sample)
     pin_memory = accelerator.device.type == "cuda"
-    return DataLoader(samples, batch_sampler=sampler, num_workers=args.num_workers, pin_memory=pin_memory)
+    options = {"num_workers": args.num_workers, "pin_memory": pin_memory, "collate_fn": collate_samples}
+    return DataLoader(samples, batch_sampler=sampler, **options)
 
 
 def build_loss(args: TrainArguments, accelerator: Accelerator, data: SegmentationData) -> SegmentationLoss:
@@ -212,7 +220,7 @@ def build_loss(args: TrainArguments, accelerator: Accelerator, data: Segmentatio
     weights = [None]
     if args.class_weights is not None:
         if accelerator.is_main_process:
-            weights = [read_class_weights(args.class_weights, data)]
+            weights = [read_class_weights(args.class_weights, data, args.on_bad_sample)]
         weights = broadcast_object_list(weights)
         accelerator.print("class weights:", ", ".join(f"{weight:.3g}" for weight in weights[0]))
     return args.build_loss(data.ignore_index, weights[0])
@@ -305,11 +313,10 @@ def take_step(
     """One optimizer step over all micro-batches and processes; returns this process's part of the mean loss."""
     batches = [next(loader) for _ in range(args.gradient_accumulation_steps)]
     for batch in batches:
-        found = batch.pop("bad_samples", [])
-        progress.bad_samples += found
-        for sample in found:
+        progress.bad_samples += batch["bad_samples"]
+        for sample in batch["bad_samples"]:
             tqdm.write(f"passed over: {sample['reason']}")
-    batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
+    batches = [{name: batch[name].to(accelerator.device) for name in ("pixel_values", "labels")} for batch in batches]
     # Dividing by the pixels of the whole step gives the same gradient however the step is cut into pieces.
     counts = accelerator.reduce(sum(loss_function.counts(batch["labels"]) for batch in batches), "sum")
     total = torch.zeros((), device=accelerator.device)
@@ -420,9 +427,9 @@ def draw_pictures(args, model, image_processor, data: SegmentationData, folder: 
     indices = sorted({round(i * (len(rows) - 1) / max(PICTURES - 1, 1)) for i in range(PICTURES)})
     names = []
     for index in indices:
-        image, label = data.read_sample(rows[index])
+        image, label = data.read_sample(rows[index], "validation", index)
         prediction = segment(model, image_processor, image, Protocol.named(args.protocol))
-        name = f"{folder.name}/{Path(rows[index]['file_name']).stem}.png"
+        name = f"{folder.name}/{plain_stem(rows[index]['file_name'])}.png"
         panel(image, label, prediction, data.class_names, data.palette, path=folder.parent / name)
         names.append(name)
     return names
@@ -454,5 +461,5 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
-    except (ValueError, FloatingPointError, PushError) as error:
+    except (ValueError, FloatingPointError, PushError, StorageError) as error:
         sys.exit(f"error: {error}")

@@ -62,7 +62,7 @@ class EvaluationBatches(Dataset):
         from datasets import IterableDataset
 
         self.data, self.image_processor, self.protocol, self.batch_size = data, image_processor, protocol, batch_size
-        self.change_image = change_image
+        self.change_image, self.split = change_image, split
         self._rows = undecoded(getattr(data, split))
         if isinstance(self._rows, IterableDataset):
             raise ValueError(f"{split} of {data.name!r} is streamed; evaluation needs a data set of known length")
@@ -78,7 +78,7 @@ class EvaluationBatches(Dataset):
 
     def _sample(self, index: int) -> EvaluationSample:
         # Files may hold padding or rotation, but read_sample has removed both, so the processor sees plain arrays.
-        image, label = self.data.read_sample(self._rows[index])
+        image, label = self.data.read_sample(self._rows[index], self.split, index)
         if self.change_image is not None:
             image = self.change_image(image, index)
         inputs = prepare_inputs(self.image_processor, image, self.protocol)

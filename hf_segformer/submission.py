@@ -9,6 +9,7 @@ data set's own: Cityscapes' label ids 7..33, ADE20K's 1..150. All of them go int
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .data.files import file_name_fault, printable
 from .files import atomic_file
 
 SUBMISSIONS = ("ade20k", "cityscapes")
@@ -48,12 +50,14 @@ def prediction_names(file_names: Iterable[str], keep_folders: bool = False) -> d
         keep_folders: Keep the folders of the names, below the one the PNGs are put in. A server wants none.
 
     Raises:
-        ValueError: Two pictures would get the same file.
+        ValueError: Two pictures would get the same file, or a name cannot be that of a file.
     """
     names: dict[str, str] = {}
     sources: dict[str, str] = {}
     for file_name in file_names:
-        path = Path(file_name)
+        if fault := file_name_fault(file_name):
+            raise ValueError(f"file_name {printable(file_name[:80])!r} {fault}")
+        path = Path(file_name.replace("\\", "/"))  # no name leads out of the folder, on any system
         folders = [part for part in path.parts[:-1] if part not in (path.anchor, "..")] if keep_folders else []
         stem = path.stem if path.suffix.lower() in PICTURE_SUFFIXES else path.name
         name = Path(*folders, f"{stem}.png").as_posix()
@@ -61,6 +65,12 @@ def prediction_names(file_names: Iterable[str], keep_folders: bool = False) -> d
             raise ValueError(f"{sources[name]} and {file_name} would both be written to {name}")
         names[file_name] = name
     return names
+
+
+def plain_stem(file_name: str) -> str:
+    """Return a picture's name without folders and suffix, with `_` for all but letters, digits, dots and dashes."""
+    stem = Path(file_name.replace("\\", "/")).stem
+    return re.sub(r"[^\w.-]", "_", stem)[:60].lstrip(".") or "picture"
 
 
 def save_submission_png(path: str | os.PathLike, label_map: Any, ids: Sequence[int] | None = None) -> None:

@@ -23,6 +23,12 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def checks_folder(tmp_path_factory):
+    """Results of checks are kept apart from the user's own."""
+    os.environ["HF_SEGFORMER_CHECKS"] = str(tmp_path_factory.mktemp("checks"))
+
+
 TINY = {
     "hidden_sizes": [8, 16, 24, 32],
     "num_attention_heads": [1, 2, 3, 4],

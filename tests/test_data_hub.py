@@ -58,7 +58,7 @@ def options(tmp_path):
 
 def test_folder_of_parquet_files(root, options):
     data = load_dataset("parquet", root, **options)
-    assert data.class_names == NAMES and data.name == str(root) and len(data.train) == COUNT
+    assert data.class_names == NAMES and data.name == "set" and len(data.train) == COUNT
     assert data.train.column_names == ["image", "annotation", "file_name"]
     assert isinstance(data.train.features["image"], datasets.Image)
     for seed, example in enumerate(data.train):
@@ -162,7 +162,7 @@ def test_damaged_picture_in_parquet_names_its_row(tmp_path, options):
     rows = datasets.Dataset.from_dict(rows[:] | {"image": cells}, features=features)
     rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
     data = load_dataset("parquet", tmp_path, class_names=NAMES, validation_fraction=0.25, **options)
-    with pytest.raises(ValueError, match=r"train\[2\]: cannot read the picture"):
+    with pytest.raises(ValueError, match=r"train picture train\[2\] \(row 1\): cannot read the picture"):
         check_dataset(data)
 
 

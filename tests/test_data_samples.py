@@ -262,7 +262,7 @@ def test_truncated_jpeg_is_named(tmp_path, rng):
 
 def test_embedded_pictures_are_named_by_their_row(rng):
     broken = {"bytes": png_bytes(rng.integers(0, 256, (9, 9), dtype=np.uint8))[:60], "path": None}
-    with pytest.raises(ValueError, match=r"^scene_7\.png: cannot read"):
+    with pytest.raises(ValueError, match=r"^picture scene_7\.png: cannot read"):
         read_sample({"image": broken, "annotation": broken, "file_name": "scene_7.png"}, THREE)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_segformer.data import DrawSampler, TrainingSamples, TrainingTransform, load_dataset
+from hf_segformer.data import DrawSampler, TrainingSamples, TrainingTransform, collate_samples, load_dataset
 
 TRANSFORM = TrainingTransform(crop_size=(32, 32))
 
@@ -21,15 +21,16 @@ def data():
 
 
 def loaded(samples, sampler, num_workers, count):
-    loader = DataLoader(samples, batch_sampler=sampler, num_workers=num_workers)
+    loader = DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_samples)
     return list(islice(loader, count))
 
 
 def assert_equal_batches(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys() == {"pixel_values", "labels"}
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        assert one.keys() == other.keys() == {"pixel_values", "labels", "bad_samples"}
+        assert one["bad_samples"] == other["bad_samples"] == []
+        assert all(torch.equal(one[key], other[key]) for key in ("pixel_values", "labels"))
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(data):

@@ -156,7 +156,10 @@ def test_streamed_data_with_a_validation_split(parquet, tmp_path):
 
 
 def test_stream_finds_bad_annotations(parquet):
-    with pytest.raises(ValueError, match=r"11 of 11 checked train samples are wrong:\n  train: \d+ pixels .*: 19"):
+    with pytest.raises(
+        ValueError,
+        match=r"11 of 11 checked train samples are wrong:\n  train annotation train \(row 0\): \d+ pixels .*: 19",
+    ):
         data = load_dataset(
             "parquet",
             parquet,

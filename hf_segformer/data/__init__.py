@@ -16,11 +16,12 @@ from .camvid import load_camvid
 from .cityscapes import load_cityscapes
 from .classes import ClassTable, default_palette, read_class_table
 from .coco_stuff import load_coco_stuff
+from .files import StorageError
 from .folder import load_folder
 from .hub import load_hub
 from .labels import AnnotationFormat
 from .samples import MissingSplit, SegmentationData, read_sample, undecoded
-from .sampling import DrawSampler, TrainingSamples
+from .sampling import DrawSampler, TrainingSamples, collate_samples
 from .scenes import draw_scene, load_scenes
 from .streaming import stream_split
 from .transforms import TrainingTransform
@@ -35,9 +36,11 @@ __all__ = [
     "DrawSampler",
     "MissingSplit",
     "SegmentationData",
+    "StorageError",
     "TrainingSamples",
     "TrainingTransform",
     "check_dataset",
+    "collate_samples",
     "default_palette",
     "draw_scene",
     "load_dataset",

@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from .samples import SegmentationData
+
+CHECKS = ("all", "sample", "none")
+SAMPLE = 1000  # samples of each split that "sample" reads
 
 
 @dataclass(kw_only=True)
@@ -35,10 +41,57 @@ class DataArguments:
         },
     )
 
+    allow_outside_files: bool = field(
+        default=False,
+        metadata={
+            "help": "Hub, parquet: also read pictures that rows name by a path outside the data set's own folder."
+        },
+    )
+    check: str = field(
+        default="all",
+        metadata={"help": "Which samples are read before the start: all, sample (1000 of each split) or none."},
+    )
+    check_seconds: float = field(
+        default=300.0, metadata={"help": "Time for that check, the rest stays unchecked; 0 sets no limit."}
+    )
+
+    def require_known_check(self) -> None:
+        """Raise `ValueError` when the flags of the check are out of range."""
+        if self.check not in CHECKS:
+            raise ValueError(f"check must be one of {', '.join(CHECKS)}, got {self.check!r}")
+        if not self.check_seconds >= 0:
+            raise ValueError(f"check_seconds must be >= 0, got {self.check_seconds}")
+
+    def check_data(
+        self,
+        data: SegmentationData,
+        splits: Sequence[str] | None = None,
+        accelerator: Accelerator | None = None,
+        on_bad_sample: str = "stop",
+    ) -> None:
+        """Check the data set as the flags say; every process must make this call. See `check_dataset`."""
+        from . import check_dataset
+
+        if self.check == "none":
+            for split in splits or ():
+                len(getattr(data, split))  # raises for a missing one
+            return
+        check_dataset(
+            data,
+            SAMPLE if self.check == "sample" else None,
+            splits=splits,
+            seconds=self.check_seconds,
+            on_bad_sample=on_bad_sample,
+            accelerator=accelerator,
+        )
+
     def load_data(self) -> SegmentationData:
         """Load the data set the flags name; raises what `load_dataset` raises."""
         from . import load_dataset
 
+        self.require_known_check()
         names = ("mask_format", "image_column", "annotation_column", "class_names", "reduce_zero_label")
         options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.allow_outside_files:
+            options["allow_outside_files"] = True
         return load_dataset(self.dataset, self.data_root, **options)

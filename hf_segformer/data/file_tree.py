@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from .archives import is_member_path, member_names, member_path
+from .files import LeftOut, scan, shown
 from .labels import AnnotationFormat, label_ids, stored_values
 from .samples import MissingSplit, build_dataset, open_picture
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 Source = TypeVar("Source", str, Path)
 Pairs = dict[str, tuple[str, str]]  # stem -> paths of image and annotation
 PROBES = 16  # annotations looked at when a data set is loaded
+_TOLERANT: ContextVar[bool] = ContextVar("tolerant_probes", default=False)
 
 
 class FileTree:
@@ -40,46 +44,49 @@ class FileTree:
 
     def __init__(self, root: str | Path, archives: Sequence[str] = ()):
         self.root = Path(root)
-        self._listed: dict[str, list[str]] = {}
+        self._listed: dict[str, list[tuple[str, str]]] = {}
         if self.root.is_dir():
             self._archives = [path for path in (self.root / name for name in archives) if path.is_file()]
         elif self.root.is_file() and self.root.suffix.lower() == ".zip":
             self._archives = [self.root]
         else:
-            raise ValueError(f"data_root {root}: no such folder or zip file")
+            raise ValueError(f"data_root {shown(root)}: no such folder or zip file")
 
     @functools.cached_property
-    def _members(self) -> Mapping[str, dict[str, str]]:
-        """Folder -> name -> path of what the zip files hold."""
-        folders: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    def _members(self) -> Mapping[str, dict[str, Path]]:
+        """Folder -> name -> zip file that holds it."""
+        folders: defaultdict[str, dict[str, Path]] = defaultdict(dict)
         for archive in self._archives:
             for member in member_names(archive):
                 folder, _, name = member.rpartition("/")
-                folders[folder][name] = member_path(archive, member)
+                folders[folder][name] = archive
         return dict(folders)
 
     def place(self, folder: str) -> str:
         """Return what to call a folder in messages."""
-        place = str(self.root / folder)
+        place = shown(self.root / folder)
         archives = [path.name for path in self._archives if path != self.root]
-        return f"{place} (nor in {', '.join(archives)})" if archives and not os.path.isdir(place) else place
+        if not archives or os.path.isdir(self.root / folder):
+            return place
+        return f"{place} (nor in {', '.join(archives)})"
 
     def exists(self, folder: str) -> bool:
         """Whether a folder is there, unpacked or packed."""
-        return (self.root / folder).is_dir() or any(
+        return os.path.isdir(self.root / folder) or any(
             packed == folder or packed.startswith(f"{folder}/") for packed in self._members
         )
 
     def subfolders(self, folder: str) -> list[str]:
         """Return the names of the folders directly in a folder, sorted; [] when it is not there."""
         path = self.root / folder
-        if path.is_dir():
-            return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        if os.path.isdir(path):
+            links = {name for name, kind in self._entries(folder) if not kind and os.path.isdir(path / name)}
+            return sorted(links | {name for name, kind in self._entries(folder) if kind == "folder"})
         start = f"{folder}/" if folder else ""
         return sorted({p[len(start) :].split("/")[0] for p in self._members if p.startswith(start)} - {""})
 
     def files(self, folder: str, suffix: str, nested: bool = False) -> dict[str, str]:
-        """Return the files of a folder whose names end in `suffix`.
+        """Return the files of a folder whose names end in `suffix`; capitals make no difference to it.
 
         Args:
             folder: Folder; one that is not there holds no files.
@@ -88,22 +95,58 @@ class FileTree:
 
         Returns:
             Name without the suffix (with `nested` also the inner folder, `INNER/NAME`) -> path, sorted.
+
+        Raises:
+            ValueError: Two names differ in the capitals of their suffix only.
         """
         if nested:
             inner = self.subfolders(folder)
             return {f"{i}/{stem}": path for i in inner for stem, path in self.files(f"{folder}/{i}", suffix).items()}
-        found = self._unpacked(folder, suffix) or self._members.get(folder, {})
-        return {
-            name[: -len(suffix)]: found[name]
-            for name in sorted(found)
-            if name.endswith(suffix) and not name.startswith(".")
-        }
+        found: dict[str, str] = {}
+        for name, path in self._unpacked(folder, suffix) or self._packed(folder, suffix):
+            stem = name[: -len(suffix)]
+            if stem in found:
+                raise ValueError(f"{shown(found[stem])} and {shown(path)}: two files with the same stem")
+            found[stem] = path
+        return found
 
-    def _unpacked(self, folder: str, suffix: str) -> dict[str, str]:
-        path = str(self.root / folder)
+    def _unpacked(self, folder: str, suffix: str) -> list[tuple[str, str]]:
+        place = str(self.root / folder)
+        names = [name for name, kind in self._entries(folder) if not kind and _matches(name, suffix)]
+        return [(name, os.path.join(place, name)) for name in names]
+
+    def _packed(self, folder: str, suffix: str) -> list[tuple[str, str]]:
+        start, held = f"{folder}/" if folder else "", self._members.get(folder, {})
+        names = sorted(name for name in held if _matches(name, suffix))
+        return [(name, member_path(held[name], start + name)) for name in names]
+
+    def count_left_out(self, place: Place, suffixes: Sequence[str], nested: bool, left_out: LeftOut) -> None:
+        """Count what lies in a place beside files with one of the suffixes.
+
+        Args:
+            place: The place.
+            suffixes: Ends of the names of the data set's files.
+            nested: Whether they lie in the folders directly in it.
+            left_out: Counts the rest.
+        """
+        inner = self.subfolders(place.folder) if nested else []
+        for folder in (place.folder, *(f"{place.folder}/{name}" for name in inner)):
+            entries = self._entries(folder) or [(name, "") for name in self._members.get(folder, ())]
+            for name, kind in entries:
+                taken = not kind and any(_matches(name, suffix) for suffix in suffixes)
+                if not taken and not (folder == place.folder and name in inner):
+                    hidden = "hidden file" if name.startswith(".") else "file with another name"
+                    left_out.add(kind or hidden, self.root / folder / name)
+
+    def _entries(self, folder: str) -> list[tuple[str, str]]:
         if folder not in self._listed:
-            self._listed[folder] = os.listdir(path) if os.path.isdir(path) else []
-        return {name: os.path.join(path, name) for name in self._listed[folder] if name.endswith(suffix)}
+            path = self.root / folder
+            self._listed[folder] = scan(path) if os.path.isdir(path) else []
+        return self._listed[folder]
+
+
+def _matches(name: str, suffix: str) -> bool:
+    return name.lower().endswith(suffix.lower()) and not name.startswith(".")
 
 
 def match_stems(
@@ -127,7 +170,7 @@ def match_stems(
         alone = sorted(mine.keys() - theirs.keys())
         if alone:
             more = f" (and {len(alone) - 1} more without partner)" if len(alone) > 1 else ""
-            raise ValueError(f"{mine[alone[0]]}: no {what} with the stem {alone[0]!r} in {place}{more}")
+            raise ValueError(f"{shown(mine[alone[0]])}: no {what} with the stem {alone[0]!r} in {place}{more}")
     return {stem: (images[stem], annotations[stem]) for stem in sorted(images)}
 
 
@@ -178,6 +221,13 @@ def published_splits(
     }
     if all(isinstance(split, MissingSplit) for split in pairs.values()):
         raise ValueError("; ".join(split.reason for split in pairs.values()))
+    left_out = LeftOut()
+    suffixes = {place.suffix for places in (images, *candidates) for place in places.values()}
+    for role in (role for role in images if not isinstance(pairs[role], MissingSplit)):
+        tree.count_left_out(images[role], sorted(suffixes), nested, left_out)
+        if candidates[chosen][role].folder != images[role].folder:
+            tree.count_left_out(candidates[chosen][role], ("",), nested, left_out)  # data sets put more files there
+    left_out.warn(shown(tree.root))
     return chosen, pairs
 
 
@@ -186,7 +236,7 @@ def _files(tree: FileTree, places: Splits, nested: bool) -> dict[str, dict[str, 
     for role, place in places.items():
         if place.without:
             end = place.without.removesuffix(place.suffix)
-            listed[role] = {stem: path for stem, path in listed[role].items() if not stem.endswith(end)}
+            listed[role] = {s: path for s, path in listed[role].items() if not s.lower().endswith(end.lower())}
     return listed
 
 
@@ -227,13 +277,46 @@ def probe_values(splits: Mapping[str, Pairs | MissingSplit], annotation_format: 
         Every value that is stored in them.
 
     Raises:
-        ValueError: One of them is unreadable or holds values that are not allowed.
+        ValueError: One of them is unreadable or holds values that are not allowed; see `tolerant_probes`.
     """
-    pairs = next(pairs for pairs in splits.values() if not isinstance(pairs, MissingSplit))
-    paths = [annotation for _, annotation in pairs.values()]
+    role, pairs = next((role, pairs) for role, pairs in splits.items() if not isinstance(pairs, MissingSplit))
     values: set[int] = set()
-    for index in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), PROBES)).astype(int)):
-        picture = open_picture(paths[index], paths[index])
-        label_ids(picture, annotation_format, paths[index])
-        values.update(np.unique(stored_values(picture, paths[index])).tolist())
+
+    def probe(path: str) -> None:
+        name = f"{role} annotation {shown(path)}"
+        picture = open_picture(path, name)
+        label_ids(picture, annotation_format, name)
+        values.update(np.unique(stored_values(picture, name)).tolist())
+
+    probe_evenly([annotation for _, annotation in pairs.values()], probe)
     return values
+
+
+@contextlib.contextmanager
+def tolerant_probes(tolerant: bool = True) -> Iterator[None]:
+    """While the block runs, loaders put up with bad annotations among those they look at, if fewer than half are bad.
+
+    For runs that pass over bad samples: the others still tell what data set this is, and `check_dataset` names them.
+    """
+    token = _TOLERANT.set(tolerant)
+    try:
+        yield
+    finally:
+        _TOLERANT.reset(token)
+
+
+def probe_evenly(items: Sequence[Any], probe: Callable[[Any], None]) -> None:
+    """Call a function with 16 evenly spaced items.
+
+    Raises:
+        ValueError: What the function raises; see `tolerant_probes`.
+    """
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), PROBES)).astype(int)).tolist()
+    errors = []
+    for index in chosen:
+        try:
+            probe(items[index])
+        except ValueError as error:
+            errors.append(error)
+            if not _TOLERANT.get() or 2 * len(errors) >= len(chosen):
+                raise errors[0] from None

@@ -18,18 +18,19 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .classes import ClassTable, find_class_table
-from .file_tree import match_stems
+from .file_tree import match_stems, probe_evenly
+from .files import LeftOut, require_text, shown, sort_out
 from .labels import AnnotationFormat, stored_values
-from .samples import SegmentationData, build_dataset, open_picture
+from .samples import SegmentationData, build_dataset, open_picture, place_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation")}
-FORMAT_PROBES = 16  # annotations looked at to find out how they encode ids
 
 Pairs = dict[str, tuple[Path, Path]]  # stem -> (image, annotation)
 
@@ -43,6 +44,9 @@ def load_folder(
     reduce_zero_label: bool = False,
 ) -> SegmentationData:
     """Load a folder of images and annotations.
+
+    Files and folders may be links, also to other disks. Files that are no pictures, hidden ones and pictures in
+    sub-folders of `images` and `annotations` are left out and counted in a warning.
 
     Args:
         data_root: Folder in one of the layouts above.
@@ -61,8 +65,8 @@ def load_folder(
             message names the path.
     """
     root = Path(data_root)
-    if not root.is_dir():
-        raise ValueError(f"data_root {root}: no such folder")
+    if not os.path.isdir(root):
+        raise ValueError(f"data_root {shown(root)}: no such folder")
     classes = find_class_table(root)
     train, validation = _splits(root, validation_fraction)
     if mask_format == "auto":
@@ -95,12 +99,15 @@ def _dataset(pairs: Pairs):
 
 def _splits(root: Path, validation_fraction: float) -> tuple[Pairs, Pairs]:
     for arrange in (lambda split, kind: root / split / kind, lambda split, kind: root / kind / split):
-        found = {role: [s for s in names if arrange(s, "images").is_dir()] for role, names in SPLIT_FOLDERS.items()}
+        found = {
+            role: [split for split in names if os.path.isdir(arrange(split, "images"))]
+            for role, names in SPLIT_FOLDERS.items()
+        }
         if any(found.values()):
             for role, names in SPLIT_FOLDERS.items():
                 if not found[role]:
                     tried = " and ".join(str(arrange(split, "images")) for split in names)
-                    raise ValueError(f"{root}: there is no {role} split, looked for {tried}")
+                    raise ValueError(f"{shown(root)}: there is no {role} split, looked for {tried}")
             train, validation = (
                 pair_files(arrange(found[role][0], "images"), arrange(found[role][0], "annotations"))
                 for role in ("train", "validation")
@@ -115,26 +122,24 @@ def pair_files(images: Path, annotations: Path) -> Pairs:
     Raises:
         ValueError: A folder is missing or holds no pictures, a partner is missing, or two files have the same stem.
     """
-    return match_stems(_by_stem(images), _by_stem(annotations), images, annotations)
+    return match_stems(_by_stem(images), _by_stem(annotations), shown(images), shown(annotations))
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    with os.scandir(folder) as entries:
-        names = sorted(
-            e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")
-        )
-    if not names:
-        raise ValueError(f"{folder}: no pictures here ({', '.join(IMAGE_SUFFIXES)})")
-    files: dict[str, Path] = {}
-    for name in names:
+    left_out, files = LeftOut(), {}
+    for name in sort_out(folder, IMAGE_SUFFIXES, left_out):
         path = folder / name
+        require_text(str(path))
         if path.stem in files:
             raise ValueError(
-                f"{path} and {files[path.stem]}: two files with the same stem, partners are matched by stem"
+                f"{shown(path)} and {shown(files[path.stem])}: two files with the same stem, partners are matched by "
+                f"stem"
             )
         files[path.stem] = path
+    if not files:
+        beside = f"; what is here: {left_out}" if left_out else ""
+        raise ValueError(f"{shown(folder)}: no pictures here ({', '.join(IMAGE_SUFFIXES)}){beside}")
+    left_out.warn(shown(folder))
     return files
 
 
@@ -160,30 +165,37 @@ def detect_mask_format(annotations: list, classes: ClassTable) -> str:
     """Find out how annotations encode ids; the rules stand at `load_folder`.
 
     Args:
-        annotations: Paths or `{"bytes", "path"}` dictionaries; 16 evenly spaced ones are read.
+        annotations: Those of the training split, paths or `{"bytes", "path"}` dictionaries; 16 evenly spaced ones are
+            read.
         classes: Class names and palette of the data set.
 
     Returns:
         `"ids"`, `"binary"` or `"rgb"`.
 
     Raises:
-        ValueError: Annotations are in colour, but the data set has no palette of its own.
+        ValueError: Annotations are in colour, but the data set has no palette of its own, or one cannot be read;
+            see `tolerant_probes`.
     """
-    chosen = np.unique(np.linspace(0, len(annotations) - 1, min(len(annotations), FORMAT_PROBES)).astype(int))
     values: set[int] = set()
-    for index in chosen:
-        source = annotations[index]
-        name = str(source.get("path") if isinstance(source, dict) else source)
+    colored = []
+
+    def probe(source: Any) -> None:
+        name = f"train annotation {place_of(source)}"
         picture = open_picture(source, name)
         if _is_colored(picture, classes):
-            if not classes.has_own_palette:
-                photo = name.lower().endswith((".jpg", ".jpeg"))
-                raise ValueError(
-                    f'{name}: the annotation is a colour picture, and no "palette" says which colour is which class; '
-                    + ("are images and annotations swapped?" if photo else "add one to classes.json")
-                )
-            return "rgb"
-        values.update(np.unique(stored_values(picture, name)).tolist())
+            colored.append(name)
+        else:
+            values.update(np.unique(stored_values(picture, name)).tolist())
+
+    probe_evenly(annotations, probe)
+    if colored and not classes.has_own_palette:
+        photo = colored[0].lower().endswith((".jpg", ".jpeg"))
+        raise ValueError(
+            f'{colored[0]}: the annotation is a colour picture, and no "palette" says which colour is which class; '
+            + ("are images and annotations swapped?" if photo else "add one to classes.json")
+        )
+    if colored:
+        return "rgb"
     return "binary" if len(classes.names) == 2 and values <= {0, 255} and 255 in values else "ids"
 
 

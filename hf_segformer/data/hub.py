@@ -5,14 +5,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..hub_errors import explained, hub_file
 from . import ade20k, cityscapes, coco_stuff
+from .archives import is_member_path
 from .classes import CLASS_FILES, ClassTable, find_class_table, make_class_table, read_class_table
-from .folder import FORMAT_PROBES, detect_mask_format
+from .file_tree import PROBES
+from .files import file_name_fault, printable, shown
+from .folder import detect_mask_format
 from .labels import AnnotationFormat
 from .samples import MissingSplit, SegmentationData, undecoded
 
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
 ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation_mask", "semantic_mask", "segmentation")
 PUBLISHED_CLASSES = {"ade20k": ade20k, "cityscapes": cityscapes, "coco-stuff": coco_stuff}
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
+
+
+class Places(NamedTuple):
+    """Where the pictures of a data set may lie: folders, with links resolved, and how addresses may begin."""
+
+    folders: tuple[str, ...]
+    addresses: tuple[str, ...]
 
 
 def load_hub(
@@ -40,6 +51,7 @@ def load_hub(
     thin_classes: Iterable[str] = (),
     reduce_zero_label: bool = False,
     streaming: bool = False,
+    allow_outside_files: bool = False,
 ) -> SegmentationData:
     """Load a data set by its Hub id, or parquet files from disk.
 
@@ -69,9 +81,14 @@ def load_hub(
             with pictures as `{"bytes", "path"}` (see `stream_split`), nothing is held out for validation, and
             `file_name` is the split's name where pictures have none. The scripts for training and evaluation need
             `streaming=False`.
+        allow_outside_files: Rows may hold a picture's path instead of the picture. Such a path must lie, with links
+            resolved, in the folder of the parquet files, or for a data set of the Hub in its repository or the caches
+            that it is downloaded to: a table from elsewhere could otherwise make this program read, and publish
+            predictions over, any picture of this machine. True allows all paths and addresses.
 
     Raises:
-        ValueError: A split, column or the class names cannot be found; the message lists what there is.
+        ValueError: A split, column or the class names cannot be found, and the message lists what there is; or a row
+            names a picture outside the data set, or has a file name that cannot be one.
     """
     splits = _load_splits(path, config_name, revision, cache_dir, streaming)
     if train_split not in splits:
@@ -82,13 +99,15 @@ def load_hub(
     if ignore_index is None:
         ignore_index = classes.ignore_index
     columns = (image_column, annotation_column)
+    places = None if allow_outside_files else _own_places(path, cache_dir)
+    standard = functools.partial(_standard_columns, columns=columns, path=path, places=places)
     train, validation = _train_and_validation(
-        splits, train_split, validation_split, validation_fraction, columns, path
+        splits, train_split, validation_split, validation_fraction, standard, path
     )
     if mask_format == "auto":
         first = undecoded(train)
         annotations = (
-            [row["annotation"] for row in first.take(FORMAT_PROBES)] if streaming else _LazyColumn(first, "annotation")
+            [row["annotation"] for row in first.take(PROBES)] if streaming else _LazyColumn(first, "annotation")
         )
         mask_format = detect_mask_format(annotations, classes)
     return SegmentationData(
@@ -97,7 +116,7 @@ def load_hub(
         class_names=classes.names,
         palette=classes.palette,
         ignore_index=ignore_index,
-        name=str(path),
+        name=Path(path).resolve().name if Path(path).exists() else str(path),
         thin_classes=tuple(thin_classes),
         annotation_format=AnnotationFormat(
             len(classes.names),
@@ -193,17 +212,17 @@ def _train_and_validation(
     train_split: str,
     validation_split: str | None,
     validation_fraction: float,
-    columns: tuple[str, str],
+    standard: Callable[[datasets.Dataset, str], datasets.Dataset],
     path: str | Path,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    train = _standard_columns(splits[train_split], train_split, columns, path)
+    train = standard(splits[train_split], train_split)
     if validation_split is None:
         others = [name for name in VALIDATION_SPLITS if name in splits and name != train_split]
         validation_split = others[0] if others else None
     if validation_split is not None:
         if validation_split not in splits:
             raise ValueError(f"{path}: no split {validation_split!r}; there are {', '.join(splits)}")
-        return train, _standard_columns(splits[validation_split], validation_split, columns, path)
+        return train, standard(splits[validation_split], validation_split)
     if not hasattr(train, "__len__"):
         return train, MissingSplit(f"{path}: no validation split, and none can be held out of a streamed data set")
     if not 0 < validation_fraction < 1:
@@ -219,13 +238,13 @@ def _train_and_validation(
 
 
 def _standard_columns(
-    rows: datasets.Dataset, split: str, columns: tuple[str, str], path: str | Path
+    rows: datasets.Dataset, split: str, columns: tuple[str, str], path: str | Path, places: Places | None
 ) -> datasets.Dataset:
     """Return columns `image`, `annotation` and `file_name` (the stored path, else split and row number)."""
     import datasets
 
     if isinstance(rows, datasets.IterableDataset):
-        return _streamed_columns(rows, split, columns, path)
+        return _streamed_columns(rows, split, columns, path, places)
     stored = rows.select_columns(list(columns)).rename_columns(
         dict(zip(columns, ("image", "annotation"), strict=True))
     )
@@ -236,16 +255,62 @@ def _standard_columns(
             except (TypeError, ValueError, NotImplementedError) as error:
                 kind = stored.features[column]
                 raise ValueError(f"{path}: column {given!r} holds {kind}, which are no pictures: {error}") from None
+    pictures = undecoded(stored)
+    for column, given in zip(("image", "annotation"), columns, strict=True) if places else ():
+        for index, (embedded, stem) in enumerate(_stored_paths(pictures, column)):
+            if not embedded and stem is not None:
+                _refuse_outside(stem, f"{path}: row {index} of split {split!r}, column {given!r}", places)
     if "file_name" in rows.column_names:
         names = rows["file_name"][:]
     else:
-        paths = undecoded(stored).data.column("image").combine_chunks().field("path").to_pylist()
-        names = [stem or f"{split}[{index}]" for index, stem in enumerate(paths)]
-    return stored.add_column("file_name", [str(name) for name in names])
+        names = [stem for _, stem in _stored_paths(pictures, "image")]
+    names = [f"{split}[{index}]" if name is None or name == "" else str(name) for index, name in enumerate(names)]
+    for index, name in enumerate(names):
+        if reason := file_name_fault(name):
+            raise ValueError(f"{path}: row {index} of split {split!r}: file_name {printable(name[:80])!r} {reason}")
+    return stored.add_column("file_name", names)
+
+
+def _stored_paths(rows: datasets.Dataset, column: str) -> Iterator[tuple[bool, str | None]]:
+    """Whether each row of an undecoded column of pictures holds the picture itself, and the path stored with it."""
+    for start in range(0, len(rows), 1000):
+        for chunk in rows.select_columns([column]).with_format("arrow")[start : start + 1000].column(column).chunks:
+            embedded = chunk.field("bytes").is_valid().to_pylist()
+            yield from zip(embedded, chunk.field("path").to_pylist(), strict=True)
+
+
+def _own_places(path: str | Path, cache_dir: str | Path | None) -> Places:
+    local = Path(path)
+    if local.exists():
+        return Places((os.path.realpath(local if local.is_dir() else local.parent),), ())
+    from datasets.config import DOWNLOADED_DATASETS_PATH, EXTRACTED_DATASETS_PATH
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    downloads = [Path(cache_dir, "downloads")] if cache_dir else [DOWNLOADED_DATASETS_PATH, EXTRACTED_DATASETS_PATH]
+    repository = Path(HF_HUB_CACHE, f"datasets--{str(path).replace('/', '--')}")
+    own = f"hf://datasets/{path}"
+    return Places(tuple(map(os.path.realpath, (repository, *downloads))), (f"{own}@", f"{own}/"))
+
+
+def _refuse_outside(stored: str, where: str, places: Places) -> None:
+    file = stored.rpartition("::")[2] if is_member_path(stored) else stored
+    if "://" in file:
+        inside = file.startswith(places.addresses) and "::" not in file and ".." not in file.split("/")
+    else:
+        try:
+            real = os.path.realpath(file)
+        except ValueError:  # a NUL in it
+            real = ""
+        inside = any(real.startswith(folder.rstrip(os.sep) + os.sep) for folder in places.folders)
+    if not inside:
+        raise ValueError(
+            f"{where} holds no picture but the path {printable(stored[:200])!r}, which lies outside the data set "
+            f"({', '.join(map(shown, places.folders))}): such files are not read unless allow_outside_files is set"
+        )
 
 
 def _streamed_columns(
-    rows: datasets.IterableDataset, split: str, columns: tuple[str, str], path: str | Path
+    rows: datasets.IterableDataset, split: str, columns: tuple[str, str], path: str | Path, places: Places | None
 ) -> datasets.IterableDataset:
     """The same for a stream, whose rows have no numbers."""
     import datasets
@@ -258,13 +323,24 @@ def _streamed_columns(
         rows = rows.cast_column(column, datasets.Image(decode=False))
     picture = datasets.Image(decode=False)
     features = datasets.Features(image=picture, annotation=picture, file_name=datasets.Value("string"))
-    pick = functools.partial(_pick_columns, columns=columns, split=split)
+    pick = functools.partial(
+        _pick_columns, columns=columns, where=f"{path}: split {split!r}", split=split, places=places
+    )
     return rows.map(pick, remove_columns=rows.column_names, features=features)
 
 
-def _pick_columns(row: Mapping[str, Any], columns: tuple[str, str], split: str) -> dict[str, Any]:
+def _pick_columns(
+    row: Mapping[str, Any], columns: tuple[str, str], where: str, split: str, places: Places | None
+) -> dict[str, Any]:
     image, annotation = (row[column] for column in columns)
-    return {"image": image, "annotation": annotation, "file_name": str(row.get("file_name") or image["path"] or split)}
+    for column in columns if places else ():
+        picture = row[column]
+        if picture is not None and picture["bytes"] is None and picture["path"] is not None:
+            _refuse_outside(picture["path"], f"{where}, column {column!r}", places)
+    name = str(row.get("file_name") or image["path"] or split)
+    if fault := file_name_fault(name):
+        raise ValueError(f"{where}: file_name {printable(name[:80])!r} {fault}")
+    return {"image": image, "annotation": annotation, "file_name": name}
 
 
 class _LazyColumn(Sequence):

@@ -5,21 +5,30 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .archives import is_member_path, read_member
 from .classes import Color
+from .files import StorageError, printable, read_file, require_text, retried, shown
 from .labels import AnnotationFormat, label_ids
 
 if TYPE_CHECKING:
     import datasets
+
+ORIENTATION = 0x0112  # EXIF tag
+
+# What Pillow's decoders raise for damaged files. The warning counts where users have made warnings errors.
+_DAMAGES = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
+_DAMAGES += (NotImplementedError, ZeroDivisionError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class MissingSplit:
@@ -88,18 +97,24 @@ class SegmentationData:
         """K, the number of classes."""
         return len(self.class_names)
 
-    def read_sample(self, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def read_sample(
+        self, example: Mapping[str, Any], split: str = "", row: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Decode one row of `train` or `validation`; see `read_sample`."""
-        return read_sample(example, self.annotation_format)
+        return read_sample(example, self.annotation_format, split, row)
 
 
-def read_sample(example: Mapping[str, Any], annotation_format: AnnotationFormat) -> tuple[np.ndarray, np.ndarray]:
+def read_sample(
+    example: Mapping[str, Any], annotation_format: AnnotationFormat, split: str = "", row: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Decode a row into picture and label ids.
 
     Args:
         example: Row with `image`, `annotation` and, for error messages, `file_name`. The first two are PIL images,
             paths, or the `{"bytes", "path"}` dictionaries of an undecoded `datasets.Image` column.
         annotation_format: How the annotation encodes ids.
+        split: The split it belongs to, for error messages.
+        row: Its position there, for error messages about pictures without a file of their own.
 
     Returns:
         image: uint8 (H, W, 3), RGB, upright (EXIF orientation applied), 16-bit pictures scaled to 8 bits.
@@ -108,14 +123,37 @@ def read_sample(example: Mapping[str, Any], annotation_format: AnnotationFormat)
 
     Raises:
         ValueError: A file is unreadable or truncated, the sizes differ, or a label or colour is not allowed. The
-            message names the file.
+            message names the file so that it can be opened, and tells picture from annotation.
+        StorageError: A file could not be read for a reason that may pass.
     """
-    name = example.get("file_name")
-    image_name, label_name = _source_name(example["image"], name), _source_name(example["annotation"], name)
-    image = _image_array(open_picture(example["image"], image_name), image_name)
-    annotation = open_picture(example["annotation"], label_name)
-    _check_size(image, annotation.size, image_name, label_name)
-    return image, label_ids(annotation, annotation_format, label_name)
+    name = picture_name(example, "image", split, row)
+    picture = open_picture(example["image"], name)
+    label = _read_annotation(example, annotation_format, picture.size, split, row)
+    return _image_array(picture, name), label
+
+
+def check_sample(
+    example: Mapping[str, Any], annotation_format: AnnotationFormat, split: str = "", row: int | None = None
+) -> np.ndarray:
+    """Return the label ids of a row and check its picture to the end of its file, faster than `read_sample`.
+
+    Raises:
+        ValueError: What `read_sample` raises.
+        StorageError: The same.
+    """
+    name = picture_name(example, "image", split, row)
+    size, mode = _decoded(example["image"], name, _read_through)
+    _refuse_floats(mode, name)
+    return _read_annotation(example, annotation_format, size, split, row)
+
+
+def _read_annotation(
+    example: Mapping[str, Any], annotation_format: AnnotationFormat, size: tuple[int, int], split: str, row: int | None
+) -> np.ndarray:
+    name = picture_name(example, "annotation", split, row)
+    annotation = open_picture(example["annotation"], name)
+    _check_size(size, annotation.size, name, example, split, row)
+    return label_ids(annotation, annotation_format, name)
 
 
 def undecoded(
@@ -136,8 +174,15 @@ def build_dataset(images: Sequence[Any], annotations: Sequence[Any], file_names:
         images: Paths, also of members of zip files (`archives.member_path`), or `{"bytes", "path"}` dictionaries.
         annotations: The same, one for each image.
         file_names: One name per image.
+
+    Raises:
+        ValueError: A path is no UTF-8.
     """
     import datasets
+
+    for path in (*images, *annotations, *file_names):
+        if isinstance(path, str):
+            require_text(path)
 
     def picture(sources: Sequence[Any]) -> datasets.Image:
         if not any(is_member_path(source) for source in sources):
@@ -156,59 +201,134 @@ def build_dataset(images: Sequence[Any], annotations: Sequence[Any], file_names:
 def open_picture(source: Any, name: str) -> Image.Image:
     """Open and fully load a picture, turned upright.
 
+    Pictures may have as many pixels as Pillow takes without an error: twice `PIL.Image.MAX_IMAGE_PIXELS`, which is
+    178,956,970 unless a program sets it.
+
     Args:
         source: PIL image, path, or `{"bytes", "path"}` dictionary.
         name: What to call the picture in error messages.
 
     Raises:
-        ValueError: The picture cannot be read to its end.
+        ValueError: The picture cannot be read to its end, or has too many pixels.
+        StorageError: It could not be read for a reason that may pass.
     """
+    return _decoded(source, name, _upright)
+
+
+def _decoded(source: Any, name: str, decode: Callable[[Image.Image], Any]) -> Any:
     try:
-        if not isinstance(source, Image.Image):
-            source = _open_file(source)
-        source.load()
-        return ImageOps.exif_transpose(source)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: cannot read the picture (missing, damaged or no picture): {error}") from error
+        return decode(source if isinstance(source, Image.Image) else _open_file(source))
+    except StorageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"{name}: cannot read the picture: it has too many pixels, {limit:,} are the most: cut it into tiles "
+            f"({error})"
+        ) from error
+    except _DAMAGES as error:
+        raise ValueError(f"{name}: cannot read the picture: {printable(str(error))}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    picture.load()
+    return ImageOps.exif_transpose(picture)
+
+
+def _read_through(picture: Image.Image) -> tuple[tuple[int, int], str]:
+    """Read a picture to the end of its file; return its upright size and its mode."""
+    size, mode = picture.size, picture.mode
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        return _upright(picture).size, mode
+    picture.draft("L", (1, 1))  # JPEG only: all of the file is read, an eighth of width and height worked out
+    picture.load()
+    return size, mode
 
 
 def _open_file(source: Any) -> Image.Image:
     if isinstance(source, Mapping):
         if source.get("bytes") is not None:
-            return Image.open(io.BytesIO(source["bytes"]))
+            return _open_bytes(source["bytes"])
         source = source["path"]
+    if source is None:
+        raise ValueError("there is neither a file nor its contents")
     if is_member_path(source):
-        return Image.open(io.BytesIO(read_member(source)))
+        return _open_bytes(read_member(source))
     if isinstance(source, str) and "://" in source:  # remote files
-        import datasets
-
-        return datasets.Image().decode_example({"path": source, "bytes": None})
-    return Image.open(source)
+        return retried(lambda: _fetch(source), source)
+    return _open_bytes(read_file(source))
 
 
-def _source_name(source: Any, fallback: str | None) -> str:
+def _fetch(url: str) -> Image.Image:
+    import datasets
+
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]  # by version of the Hub's
+    try:
+        return datasets.Image().decode_example({"path": url, "bytes": None})
+    except tuple(client.TransportError for client in clients) as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
+
+
+def _open_bytes(contents: bytes) -> Image.Image:
+    if not contents:
+        raise ValueError("it is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(contents))
+    except UnidentifiedImageError:
+        raise ValueError("it is damaged, or no picture of a known format") from None
+
+
+def picture_name(example: Mapping[str, Any], column: str, split: str = "", row: int | None = None) -> str:
+    """Return what to call a picture or annotation in messages: its split, what it is, and where to find it.
+
+    Args:
+        example: Row with `image`, `annotation` and `file_name`.
+        column: `"image"` or `"annotation"`.
+        split: The split of the row, `""` where it is not known.
+        row: Position in the split, named for pictures that are no files of their own.
+    """
+    kind = "picture" if column == "image" else "annotation"
+    return f"{split} {kind} {place_of(example[column], example.get('file_name'), row)}".strip()
+
+
+def place_of(source: Any, file_name: str | None = None, row: int | None = None) -> str:
+    """Return where to find a picture: its path as `shown`, or its name and row where it has no file of its own."""
+    embedded = isinstance(source, Mapping) and source.get("bytes") is not None
     path = source.get("path") if isinstance(source, Mapping) else source
-    if isinstance(path, (str, Path)) and (Path(path).is_absolute() or is_member_path(path) or fallback is None):
-        return str(path)
-    return fallback or getattr(source, "filename", "") or "unnamed picture"
+    path = path or getattr(source, "filename", "")
+    if isinstance(path, (str, os.PathLike)) and path and (not embedded or os.path.isabs(path) or not file_name):
+        place = shown(path) if not embedded or os.path.isabs(path) else printable(path)
+    else:
+        place = printable(file_name or "") or "without a name"
+    return f"{place} (row {row})" if row is not None and (embedded or not path) else place
 
 
 def _image_array(picture: Image.Image, name: str) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip to white
         values = np.clip(np.asarray(picture, np.int64), 0, 65535)
         return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":
-        raise ValueError(f"{name}: pictures of floating point numbers are not supported; save it with 8 or 16 bits")
+    _refuse_floats(picture.mode, name)
     return np.asarray(picture.convert("RGB"))
 
 
-def _check_size(image: np.ndarray, label_size: tuple[int, int], image_name: str, label_name: str) -> None:
-    (height, width), (label_width, label_height) = image.shape[:2], label_size
-    if (height, width) == (label_height, label_width):
+def _refuse_floats(mode: str, name: str) -> None:
+    if mode == "F":
+        raise ValueError(f"{name}: pictures of floating point numbers are not supported; save it with 8 or 16 bits")
+
+
+def _check_size(
+    size: tuple[int, int],
+    label_size: tuple[int, int],
+    label_name: str,
+    example: Mapping[str, Any],
+    split: str,
+    row: int | None,
+) -> None:
+    (width, height), (label_width, label_height) = size, label_size
+    if size == label_size:
         return
-    turned = (label_height, label_width) == (width, height)
-    hint = "; the picture may carry an EXIF rotation that its annotation ignores" if turned else ""
+    hint = "; the picture may carry an EXIF rotation that its annotation ignores" if size == label_size[::-1] else ""
     raise ValueError(
-        f"{label_name}: annotation is {label_width}x{label_height} (width x height) but its image {image_name} is "
-        f"{width}x{height}{hint}"
+        f"{label_name}: annotation is {label_width}x{label_height} (width x height) but the "
+        f"{picture_name(example, 'image', split, row)} is {width}x{height}{hint}"
     )

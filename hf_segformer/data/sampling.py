@@ -9,15 +9,20 @@ or skipped to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 if TYPE_CHECKING:
     from .samples import SegmentationData
+
+
+ON_BAD_SAMPLE = ("stop", "skip")
+MAX_ATTEMPTS = 20  # samples tried for one draw
+REASON_LENGTH = 500  # characters kept of what is wrong with a sample
 
 
 class TrainingSamples(Dataset):
@@ -29,6 +34,12 @@ class TrainingSamples(Dataset):
         data: Data set whose `train` split is drawn from.
         transform: `(image, label, generator) -> (float32 (3, h, w), int64 (h, w))`, for instance `TrainingTransform`.
         seed: Non-negative integer.
+        on_bad_sample: What to do about samples whose files are damaged, missing or wrong. `"stop"` raises.
+            `"skip"` takes another image instead, which follows from (seed, draw, attempt) alone; a sample that cannot
+            be read for a reason that may pass (`StorageError`) is never skipped.
+
+    Raises:
+        ValueError: `seed` is negative, or there is no such `on_bad_sample`.
     """
 
     def __init__(
@@ -36,15 +47,19 @@ class TrainingSamples(Dataset):
         data: SegmentationData,
         transform: Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]],
         seed: int = 0,
+        on_bad_sample: str = "stop",
     ):
         from .samples import undecoded
 
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
+        if on_bad_sample not in ON_BAD_SAMPLE:
+            raise ValueError(f"on_bad_sample must be one of {', '.join(ON_BAD_SAMPLE)}, got {on_bad_sample!r}")
         self._rows = undecoded(data.train)
         self._annotation_format = data.annotation_format
         self.transform = transform
         self.seed = seed
+        self.on_bad_sample = on_bad_sample
         self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
 
     def __len__(self) -> int:
@@ -59,20 +74,67 @@ class TrainingSamples(Dataset):
         return int(self._order[1][position])
 
     def file_of(self, draw: int) -> str:
-        """Return the name of the picture that a draw shows."""
-        return self._rows[self.index_of(draw)]["file_name"]
+        """Return where to find the picture of a draw (its path, or its name and row), without decoding it."""
+        return self._place(self.index_of(draw))
 
-    def __getitem__(self, draw: int) -> Mapping[str, torch.Tensor]:
-        """Return `pixel_values` float32 (3, h, w) and `labels` int64 (h, w) of a draw.
+    def _place(self, index: int) -> str:
+        from .samples import place_of
+
+        row = self._rows[index]
+        return place_of(row["image"], row.get("file_name"), index)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        """Return a draw's sample.
+
+        Returns:
+            `pixel_values` float32 (3, h, w), `labels` int64 (h, w), and `bad_samples`, the list of those passed over
+            for it, each with `draw`, `attempt`, `file_name` and `reason`.
 
         Raises:
-            ValueError: The sample's files are bad; see `read_sample`.
+            ValueError: The sample's files are bad, or with `"skip"` those of all samples tried; see `read_sample`.
+            StorageError: A file could not be read for a reason that may pass.
         """
+        if self.on_bad_sample == "stop":
+            return self._sample(draw, 0, self.index_of(draw)) | {"bad_samples": []}
+        bad: list[dict[str, Any]] = []
+        for attempt, index in enumerate(self._candidates(draw)):
+            try:
+                return self._sample(draw, attempt, index) | {"bad_samples": bad}
+            except BadSample as error:
+                reason = str(error)[:REASON_LENGTH]
+                bad.append({"draw": draw, "attempt": attempt, "file_name": self._place(index), "reason": reason})
+        raise ValueError(
+            f"on_bad_sample=skip: for draw {draw}, {len(bad)} of {len(bad)} samples tried are bad "
+            f"({len(self)} are there); the first: {bad[0]['reason']}"
+        )
+
+    def _candidates(self, draw: int) -> Iterator[int]:
+        """Row of each attempt: the draw's own, then others in an order that follows from seed and draw."""
+        own = self.index_of(draw)
+        yield own
+        others = np.random.default_rng([self.seed, draw, 2]).permutation(len(self))
+        yield from others[others != own][: MAX_ATTEMPTS - 1].tolist()
+
+    def _sample(self, draw: int, attempt: int, index: int) -> dict[str, torch.Tensor]:
         from .samples import read_sample
 
-        image, label = read_sample(self._rows[self.index_of(draw)], self._annotation_format)
-        image, label = self.transform(image, label, np.random.default_rng([self.seed, draw, 1]))
+        try:
+            image, label = read_sample(self._rows[index], self._annotation_format, "train", index)
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+        stream = [self.seed, draw, 1] if attempt == 0 else [self.seed, draw, 3, attempt]
+        image, label = self.transform(image, label, np.random.default_rng(stream))
         return {"pixel_values": torch.from_numpy(image), "labels": torch.from_numpy(label)}
+
+
+class BadSample(ValueError):
+    """The files of a sample are damaged, missing or wrong."""
+
+
+def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of samples of `TrainingSamples`: tensors stacked, the lists `bad_samples` put together."""
+    batch = default_collate([{k: v for k, v in sample.items() if k != "bad_samples"} for sample in samples])
+    return batch | {"bad_samples": [bad for sample in samples for bad in sample["bad_samples"]]}
 
 
 class DrawSampler(Sampler[list[int]]):

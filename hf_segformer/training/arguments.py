@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..data.arguments import DataArguments
+from ..data.file_tree import tolerant_probes
+from ..data.samples import SegmentationData
+from ..data.sampling import ON_BAD_SAMPLE
 from ..protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
@@ -15,7 +18,9 @@ from .losses import SegmentationLoss
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {"output_dir", "data_root", "resume", "eval_every", "save_every", "log_every", "num_workers", "report_to"}
-_FREE |= {"push_to_hub", "license", "protocol", "tta", "allow_changes", "take_over"}
+_FREE |= {"push_to_hub", "license", "protocol", "tta", "check", "check_seconds", "allow_outside_files"}
+# A run that stops at a bad sample never ends, and up to there both values give the same: it goes on with "skip".
+_FREE |= {"on_bad_sample", "allow_changes", "take_over"}
 # Flags whose default is the recipe's field of the same name.
 _FROM_RECIPE = ("variant", "max_steps", "learning_rate", "head_multiplier", "weight_decay", "crop_size", "loss")
 _FROM_RECIPE += ("loss_average", "protocol")
@@ -129,6 +134,12 @@ class TrainArguments(DataArguments):
     eval_every: int | None = field(default=None, metadata={"help": "Steps between evaluations; a quarter of the run."})
     save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
+    on_bad_sample: str = field(
+        default="stop",
+        metadata={
+            "help": "stop, or skip: train on another picture in place of a damaged one, and list those skipped."
+        },
+    )
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
     num_threads: int | None = field(
         default=None,
@@ -181,10 +192,18 @@ class TrainArguments(DataArguments):
             raise ValueError(f"num_threads must be >= 0, got {self.num_threads}")
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes goes with resume")
+        if self.on_bad_sample not in ON_BAD_SAMPLE:
+            raise ValueError(f"on_bad_sample must be one of {', '.join(ON_BAD_SAMPLE)}, got {self.on_bad_sample!r}")
+        self.require_known_check()
         if self.model and self.encoder:
             raise ValueError(f"encoder must be left out with model, which has one, got {self.encoder!r}")
         self.build_loss()
         Protocol.named(self.protocol, self.tta)
+
+    def load_data(self) -> SegmentationData:
+        """Load the data set the flags name; a few bad annotations do not matter when bad samples are skipped."""
+        with tolerant_probes(self.on_bad_sample == "skip"):
+            return super().load_data()
 
     def build_loss(self, ignore_index: int = 255, class_weights: list[float] | None = None) -> SegmentationLoss:
         """The loss that the flags name."""

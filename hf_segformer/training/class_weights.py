@@ -56,11 +56,12 @@ def class_weights_from_counts(
     return weights.tolist()
 
 
-def count_class_pixels(data: SegmentationData) -> tuple[list[int], list[int]]:
+def count_class_pixels(data: SegmentationData, on_bad_sample: str = "stop") -> tuple[list[int], list[int]]:
     """Count the pixels of each class in all training annotations.
 
     Args:
         data: Data set with K classes.
+        on_bad_sample: `"stop"`, or `"skip"` to leave bad samples out.
 
     Returns:
         K numbers of pixels, and for each class the valid pixels of the images in which it occurs.
@@ -73,7 +74,12 @@ def count_class_pixels(data: SegmentationData) -> tuple[list[int], list[int]]:
     rows = undecoded(data.train)
 
     def count(index: int) -> np.ndarray:
-        _, label = data.read_sample(rows[index])
+        try:
+            _, label = data.read_sample(rows[index], "train", index)
+        except ValueError:
+            if on_bad_sample == "stop":
+                raise
+            return np.zeros(data.num_classes, np.int64)
         return np.bincount(label[label != data.ignore_index], minlength=data.num_classes)
 
     pixels, in_images = np.zeros((2, data.num_classes), np.int64)
@@ -84,13 +90,14 @@ def count_class_pixels(data: SegmentationData) -> tuple[list[int], list[int]]:
     return pixels.tolist(), in_images.tolist()
 
 
-def read_class_weights(choice: str, data: SegmentationData) -> list[float]:
+def read_class_weights(choice: str, data: SegmentationData, on_bad_sample: str = "stop") -> list[float]:
     """Class weights as the command line names them.
 
     Args:
         choice: "auto" or "median_frequency", "inverse_frequency", or a JSON file with a list of one weight per class
             or an object from class names to weights.
         data: Data set; for the first three all its training annotations are read.
+        on_bad_sample: See `count_class_pixels`.
 
     Returns:
         One weight per class.
@@ -100,7 +107,7 @@ def read_class_weights(choice: str, data: SegmentationData) -> list[float]:
     """
     if choice in ("auto", *CLASS_WEIGHT_RULES):
         rule = CLASS_WEIGHT_RULES[0] if choice == "auto" else choice
-        return class_weights_from_counts(*count_class_pixels(data), rule)
+        return class_weights_from_counts(*count_class_pixels(data, on_bad_sample), rule)
     if not os.path.isfile(choice):
         names = ", ".join(CLASS_WEIGHT_RULES)
         raise ValueError(f"class_weights must be auto, {names} or a JSON file, got {short_repr(choice)}")
