@@ -17,7 +17,7 @@ from .bilinear_segformer import must_trace
 from .configuration_segformer import SegformerConfig
 from .fused_map_segformer import NormalizeAndClassify, classify
 from .kernel_choice_segformer import choose
-from .onednn_segformer import linear, matrix_product
+from .onednn_segformer import linear, pixel_product
 from .plain_segformer import is_plain, is_plain_pointwise, is_untouched, may_stream, may_train_in_pieces
 
 # 64-bit random numbers that dropout draws at a time.
@@ -118,10 +118,8 @@ class SegformerDecodeHead(nn.Module):
 
     def _fuse_concatenated(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """The textbook form, for a fusing layer that must be called."""
-        size = feature_maps[0].shape[1:3]
-        projected = [
-            _upsample(project(tokens), size) for project, tokens in zip(self.linear_c, feature_maps, strict=True)
-        ]
+        first, *others = [project(tokens) for project, tokens in zip(self.linear_c, feature_maps, strict=True)]
+        projected = [first.permute(0, 3, 1, 2), *(_upsample(tokens, first.shape[1:3]) for tokens in others)]
         return self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
 
     def _fuse_composed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
@@ -267,7 +265,7 @@ def _summands(
     """
     dtype, last = inputs[0].dtype, len(inputs) - 1
     return [
-        matrix_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == last else None)
+        pixel_product(tokens, matrix.to(dtype), bias.to(dtype) if stage == last else None)
         for stage, (tokens, matrix) in enumerate(zip(inputs, matrices, strict=True))
     ]
 
@@ -300,21 +298,17 @@ def _upsample_add_relu(*summands: torch.Tensor) -> torch.Tensor:
 
 def _upsample_and_add(*summands: torch.Tensor) -> torch.Tensor:
     """Sum over stages (B, H_s, W_s, E), each upsampled to the size of the first: (B, E, H_1, W_1)."""
-    size = summands[0].shape[1:3]
-    # Coarsest first: what upsampling returns may be added to in place. If that were done to the view that a linear
+    first, *others = summands
+    # The first last: what upsampling returns may be added to in place. If that were done to the view that a linear
     # layer returns, autograd would copy the whole map for each summand.
-    *others, coarsest = summands
-    total, is_view = _upsample(coarsest, size), coarsest.shape[1:3] == size
+    total = None
     for summand in reversed(others):
-        upsampled = _upsample(summand, size)
-        total = total + upsampled if is_view else total.add_(upsampled)
-        is_view = False
-    return total
+        upsampled = _upsample(summand, first.shape[1:3])
+        total = upsampled if total is None else total.add_(upsampled)
+    feature_map = first.permute(0, 3, 1, 2)
+    return feature_map if total is None else total.add_(feature_map)
 
 
 def _upsample(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(B, H, W, C) -> (B, C, *size), bilinear."""
-    feature_map = tokens.permute(0, 3, 1, 2)
-    if feature_map.shape[2:] == size:
-        return feature_map
-    return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(tokens.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .configuration_segformer import SegformerConfig
 from .kernel_choice_segformer import choose
 from .mix_ffn_segformer import MixFeedForward
-from .onednn_segformer import depthwise_gelu, explicit_attention, linear, prefers_explicit_attention
+from .onednn_segformer import depthwise_gelu, explicit_attention, linear, pixel_linear, prefers_explicit_attention
 from .plain_segformer import (
     is_exact_gelu,
     is_plain,
@@ -85,7 +85,8 @@ class SegformerEfficientSelfAttention(nn.Module):
         super().__init__()
         self.config = config
         hidden_size, ratio = config.hidden_sizes[stage], config.sr_ratios[stage]
-        self.head_dim = hidden_size // config.num_attention_heads[stage]
+        self.num_attention_heads = config.num_attention_heads[stage]
+        self.head_dim = hidden_size // self.num_attention_heads
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -95,9 +96,11 @@ class SegformerEfficientSelfAttention(nn.Module):
             self.layer_norm = nn.LayerNorm(hidden_size, eps=config.embed_norm_eps)
 
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        return (
-            tokens.flatten(1, 2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        )  # (B, H, W, C) -> (B, A, N, C/A)
+        # In one step, all sizes given: from anything else the ONNX exporter without dynamo takes the sizes at hand for
+        # the only ones.
+        batch, height, width, _ = tokens.shape
+        tokens = tokens.reshape(batch, height * width, self.num_attention_heads, self.head_dim)
+        return tokens.transpose(1, 2)  # (B, H, W, C) -> (B, A, N, C/A)
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
         reduced = hidden_states
@@ -178,7 +181,7 @@ class SegformerMixFFN(nn.Module):
             return self._forward_in_bands(hidden_states)
         if self._may_train_in_chunks(hidden_states):
             return MixFeedForward.apply(hidden_states, *self._parameters_in_order())
-        hidden_states = self.dense1(hidden_states)
+        hidden_states = pixel_linear(self.dense1, hidden_states)
         if self._may_use_kernel(hidden_states):
             convolution = self.dwconv.dwconv
             hidden_states = choose(

@@ -6,6 +6,8 @@ PyTorch gives float32 matrix products to MKL; oneDNN's take 5 to 60 % less time 
 a matrix is narrow, and can apply GELU to a convolution's result while that is in a register. The operators are those
 that `torch.compile` calls. It packs weights for them; here they get the weights as they are, at each call, so that
 nothing can be out of date. Where they are missing, or must not be used, the modules are called.
+
+Products of whole feature maps are written as convolutions for those who run an ONNX file.
 """
 
 import platform
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bilinear_segformer import must_trace
 from .plain_segformer import is_exact_gelu, is_plain, may_stream
 
 # Bytes of attention weights to hold at a time.
@@ -36,6 +39,40 @@ def linear(module: nn.Module, values: Tensor) -> Tensor:
     if is_plain(module, nn.Linear) and _knows(values, module.weight, module.bias):
         return _product(values, module.weight, module.bias)
     return module(values)
+
+
+def pixel_linear(module: nn.Module, feature_map: Tensor) -> Tensor:
+    """What `module(feature_map)` gives for a map that a convolution reads next: see `pixel_product`.
+
+    Args:
+        module: A Linear, or what stands in its place.
+        feature_map: (B, H, W, C_in).
+    """
+    if is_plain(module, nn.Linear) and _exports_to_onnx(feature_map):
+        return _convolve(feature_map, module.weight, module.bias)
+    return module(feature_map)
+
+
+def pixel_product(feature_map: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`matrix_product`, in an ONNX file written as a 1x1 convolution.
+
+    Between other convolutions that keeps the map in the layout of ONNX Runtime's kernels, which then resize it, add to
+    it and activate it without a pass of its own. In PyTorch, compiled or not, a product of matrices is faster.
+
+    Args:
+        feature_map: (B, H, W, C_in).
+        weight: (C_out, C_in).
+        bias: (C_out,) or None.
+    """
+    return (_convolve if _exports_to_onnx(feature_map) else matrix_product)(feature_map, weight, bias)
+
+
+def _exports_to_onnx(values: Tensor) -> bool:
+    return must_trace(values) and torch.onnx.is_in_onnx_export()
+
+
+def _convolve(feature_map: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(feature_map.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
 
 def matrix_product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

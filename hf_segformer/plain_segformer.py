@@ -4,18 +4,29 @@
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
 from .bilinear_segformer import must_trace
 
+# A FakeTensor does nothing of its own: it is what the module would compute with, too.
+_PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
+
 
 def is_untouched(module: nn.Module, expected_class: type[nn.Module]) -> bool:
     """Whether `module` is exactly an `expected_class`, without hooks and with its own `forward`."""
-    if type(module) is not expected_class or "forward" in module.__dict__:
+    if _class_of(module) is not expected_class or "forward" in module.__dict__:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not any(hooks)
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    # For modules of a network that holds one of them under two names `torch.export` makes stand-ins, which share all
+    # attributes but have a class of their own.
+    bases = type(module).__bases__
+    return bases[1] if bases[0].__name__ == "AttrProxy" else type(module)
 
 
 def is_plain(module: nn.Module, expected_class: type[nn.Module]) -> bool:
@@ -23,6 +34,7 @@ def is_plain(module: nn.Module, expected_class: type[nn.Module]) -> bool:
 
     Not so for adapters (LoRA), quantised or parametrised layers, layers with hooks or a replaced `forward`, and
     weights that are sharded (FSDP, ZeRO-3, DTensor): algebra that reads weights must call such modules instead.
+    `torch.export` puts a `FakeTensor` in a weight's place; one that has tensors inside keeps its class there.
 
     Args:
         module: A Linear, Conv2d or BatchNorm2d, or what stands in its place.
@@ -31,7 +43,7 @@ def is_plain(module: nn.Module, expected_class: type[nn.Module]) -> bool:
     if not is_untouched(module, expected_class):
         return False
     weight = module.weight
-    if type(weight) not in (nn.Parameter, torch.Tensor) or not weight.is_floating_point():
+    if type(weight) not in _PLAIN_TENSORS or not weight.is_floating_point():
         return False
     if expected_class is nn.Linear:
         return weight.shape == (module.out_features, module.in_features)
@@ -61,7 +73,7 @@ def is_plain_depthwise(module: nn.Module) -> bool:
 
 def is_exact_gelu(activation: object) -> bool:
     """Whether `activation` is the GELU with the error function, without hooks."""
-    return type(activation) is GELUActivation and is_untouched(activation, GELUActivation) and activation.act is F.gelu
+    return is_untouched(activation, GELUActivation) and activation.act is F.gelu
 
 
 def may_stream(values: torch.Tensor) -> bool:
