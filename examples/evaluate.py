@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from transformers import HfArgumentParser
 
-from hf_segformer.data import DataArguments, SegmentationData, StorageError
+from hf_segformer.data import DataArguments, SegmentationData
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.hub_errors import load_model, load_processor
 from hf_segformer.launch import make_accelerator
@@ -166,5 +166,5 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
-    except (ValueError, StorageError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")

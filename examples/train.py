@@ -17,6 +17,7 @@ A run is a function of (seed, step): what a step computes depends on nothing els
 """
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -35,11 +36,11 @@ from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from hf_segformer.data import (
     DrawSampler,
     SegmentationData,
-    StorageError,
     TrainingSamples,
     collate_samples,
     undecoded,
 )
+from hf_segformer.data.workers import Collate, ErrorsAsValues, batches_of
 from hf_segformer.evaluation import check_classes, evaluate, share_cpu_threads
 from hf_segformer.files import replace_path
 from hf_segformer.hub import PushError, model_card, push_folder
@@ -61,6 +62,7 @@ from hf_segformer.training import (
     Progress,
     SegmentationLoss,
     TrainArguments,
+    data_settings,
     find_state,
     freeze_batch_norm,
     initialize_as_published,
@@ -151,6 +153,8 @@ def find_last_state(args: TrainArguments, accelerator: Accelerator) -> Path:
         accelerator.print(f"warning: saved state passed over: {reason}")
     if found.path is None:
         raise ValueError(f"no saved state in {states} can be resumed: {'; '.join(found.passed_over)}")
+    if accelerator.is_main_process:
+        found.set_aside()
     return found.path
 
 
@@ -211,8 +215,8 @@ def build_loader(args: TrainArguments, recipe: Recipe, accelerator, image_proces
     )
     samples = TrainingSamples(data, recipe.transform(mean, std, data.ignore_index), args.seed, args.on_bad_sample)
     pin_memory = accelerator.device.type == "cuda"
-    options = {"num_workers": args.num_workers, "pin_memory": pin_memory, "collate_fn": collate_samples}
-    return DataLoader(samples, batch_sampler=sampler, **options)
+    options = {"num_workers": args.num_workers, "pin_memory": pin_memory, "collate_fn": Collate(collate_samples)}
+    return DataLoader(ErrorsAsValues(samples), batch_sampler=sampler, **options)
 
 
 def build_loss(args: TrainArguments, accelerator: Accelerator, data: SegmentationData) -> SegmentationLoss:
@@ -237,18 +241,23 @@ def train(
     )
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     loss_function = build_loss(args, accelerator, data)
-    states, settings = Path(args.output_dir) / "states", args.settings(accelerator.num_processes)
+    settings = args.settings(accelerator.num_processes) | data_settings(data)
+    if loss_function.class_weights is not None:
+        settings["class_weight_values"] = torch.as_tensor(loss_function.class_weights).tolist()
+    states = Path(args.output_dir) / "states"
     model.to(accelerator.device)
     progress = Progress(settings=settings)
     if state is not None:
         progress = load_state(state, model, optimizer, settings, accelerator.scaler, args.allow_changes)
         accelerator.print(f"resuming at step {progress.step}")
+        if progress.step > args.max_steps:
+            raise ValueError(f"max_steps must be at least the {progress.step} steps of {state}, got {args.max_steps}")
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if args.report_to:
         accelerator.init_trackers("segformer", config=settings)
     loader = build_loader(args, recipe, accelerator, image_processor, data, progress.step)
     guard = DivergenceGuard(accelerator, model, optimizer, partial(files_of_step, loader), progress.step, state)
-    batches = iter(loader)
+    batches = batches_of(loader)
     losses, timed = [], (progress.step, time.monotonic())
     bar = tqdm(total=args.max_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
     while progress.step < args.max_steps:
@@ -298,7 +307,7 @@ def train(
 
 def files_of_step(loader: DataLoader, step: int) -> list[str]:
     """Names of the pictures that this process reads for an optimizer step, counted from 0."""
-    return [loader.dataset.file_of(draw) for draw in loader.batch_sampler.draws_of(step)]
+    return [loader.dataset.samples.file_of(draw) for draw in loader.batch_sampler.draws_of(step)]
 
 
 def gather_bad_samples(accelerator: Accelerator, progress: Progress) -> None:
@@ -387,13 +396,15 @@ def collect_metrics(matrix: ConfusionMatrix, data: SegmentationData, progress: P
 def export(args, recipe: Recipe, model, image_processor, data, matrix, metrics, progress, ran: dict) -> None:
     """Put everything into the output folder; each file appears whole."""
     output_dir, protocol = Path(args.output_dir), Protocol.named(args.protocol, args.tta)
+    for leftover in output_dir.glob(".export-*"):  # of a run that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
     size = f"shorter side {args.image_size} pixels, ratio kept; " if protocol.resize == "processor" else ""
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as temporary:
         folder = Path(temporary)
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         write_metrics(metrics, folder / "metrics.json")
-        public = without_paths(recipe.to_dict() | ran)
+        public = without_paths(recipe.to_dict() | ran, folders=[args.data_root, args.output_dir])
         (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n", encoding="utf-8")
         (folder / "per_class_iou.txt").write_text(matrix.table(data.class_names) + "\n", encoding="utf-8")
         learning_curve(progress.history, folder / "learning_curve.png")
@@ -429,7 +440,10 @@ def draw_pictures(args, model, image_processor, data: SegmentationData, folder: 
     for index in indices:
         image, label = data.read_sample(rows[index], "validation", index)
         prediction = segment(model, image_processor, image, Protocol.named(args.protocol))
-        name = f"{folder.name}/{plain_stem(rows[index]['file_name'])}.png"
+        stem = plain_stem(rows[index]["file_name"])
+        name = f"{folder.name}/{stem}.png"
+        if name in names:
+            name = f"{folder.name}/{stem}_{index}.png"
         panel(image, label, prediction, data.class_names, data.palette, path=folder.parent / name)
         names.append(name)
     return names
@@ -461,5 +475,8 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
     try:
         main()
-    except (ValueError, FloatingPointError, PushError, StorageError) as error:
+    except (ValueError, FloatingPointError, PushError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on from the last saved state", file=sys.stderr)
+        sys.exit(130)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .data import SegmentationData, undecoded
+from .data.workers import ErrorsAsValues, batches_of
 from .inference import NetworkInputs, inference_of, prepare_inputs, segment_inputs
 from .metrics import ConfusionMatrix
 from .protocols import Protocol
@@ -126,6 +127,7 @@ def evaluate(
 
     Raises:
         ValueError: Model and data set differ in their classes, the split is streamed, or a sample is unreadable.
+        FloatingPointError: A score is not finite.
     """
     from tqdm.auto import tqdm
 
@@ -134,18 +136,46 @@ def evaluate(
     protocol = protocol or Protocol.named("processor")
     batches = EvaluationBatches(data, image_processor, protocol, split, batch_size, change_image)
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=num_workers)
+    loader = DataLoader(ErrorsAsValues(batches), batch_size=None, sampler=mine, num_workers=num_workers)
+    scores = _FiniteScores(model)
     matrix = ConfusionMatrix(data.num_classes, data.ignore_index, accelerator.device)
-    with inference_of(model), accelerator.autocast():
-        bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=not accelerator.is_local_main_process)
-        for samples in bar:
+    shown = {"desc": "evaluating", "unit": "batch", "leave": False, "total": len(mine)}
+    with inference_of(model), accelerator.autocast(), scores:
+        for samples in tqdm(batches_of(loader), **shown, disable=not accelerator.is_local_main_process):
             inputs = [sample.inputs for sample in samples]
             results = segment_inputs(model, inputs, protocol, False, window_batch_size, overlap)
             for sample, result in zip(samples, results, strict=True):
                 matrix.update(result.labels, torch.as_tensor(sample.label).to(accelerator.device))
                 if on_prediction is not None:
                     on_prediction(sample.file_name, result.labels.cpu().numpy())
+    scores.check(accelerator)
     return matrix.reduce(accelerator)
+
+
+class _FiniteScores:
+    """Adds up all scores of a model, which shows whether one of them is not finite, while the block lasts."""
+
+    def __init__(self, model: nn.Module):
+        self._model, self._total = model, None
+
+    def __enter__(self) -> None:
+        self._hook = self._model.register_forward_hook(self._add)
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _add(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
+        total = outputs.logits.sum(dtype=torch.float32)
+        self._total = total if self._total is None else self._total + 0 * total  # 0, or NaN for good
+
+    def check(self, accelerator: Accelerator) -> None:
+        """Raise FloatingPointError in all processes if one of them saw such scores."""
+        is_bad = self._total is not None and not bool(self._total.isfinite())
+        if accelerator.reduce(torch.tensor(float(is_bad), device=accelerator.device), "sum").item():
+            raise FloatingPointError(
+                "the model's scores are not finite, so they say nothing about classes: its weights are, but too large "
+                "to compute with; a training run that ends so has diverged"
+            )
 
 
 def check_classes(model: nn.Module, data: SegmentationData) -> None:

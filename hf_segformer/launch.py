@@ -38,7 +38,18 @@ def make_accelerator(mixed_precision: str | None = None, **options: Any) -> Acce
     except (ImportError, NotImplementedError, RuntimeError) as error:  # the last from plugins that find no GPU
         raise ValueError(f"accelerate cannot do what its configuration asks for: {error}") from error
     _check_processes(accelerator)
+    _check_precision(accelerator)
     return accelerator
+
+
+def _check_precision(accelerator: Accelerator) -> None:
+    """What `accelerate` does not know or this device does not do, it leaves out without a word."""
+    precision = accelerator.mixed_precision
+    if precision not in ("no", "fp16", "bf16", "fp8"):
+        raise ValueError(f"mixed_precision must be no, fp16 or bf16, got {precision!r}")
+    if precision != "no" and not accelerator.native_amp:
+        kind = accelerator.device.type
+        raise ValueError(f"mixed_precision {precision} is not computed on this device ({kind}): take bf16 or no")
 
 
 def _check_processes(accelerator: Accelerator) -> None:
@@ -77,7 +88,7 @@ def launched_accumulation() -> int | None:
     asked = os.environ.get(_ACCUMULATION)
     if asked is None:
         return None
-    if not asked.isdigit() or int(asked) < 1:
+    if not (asked.isascii() and asked.isdigit()) or int(asked) < 1:
         raise ValueError(f"{_ACCUMULATION} must be a number > 0 in the environment, got {asked!r}")
     return int(asked)
 

@@ -150,10 +150,21 @@ def _last_name(path: PurePath) -> str:
     return "~" if home else path.name or "."
 
 
-def without_paths(value: Any) -> Any:
-    """A value of JSON in which every text has gone through `public_path`; keys stay."""
+def without_paths(value: Any, folders: Iterable[str | os.PathLike | None] = ()) -> Any:
+    """A value of JSON in which every text has gone through `public_path`; keys stay.
+
+    Args:
+        value: Numbers, texts, paths, lists and dictionaries.
+        folders: Folders whose paths are also cut out of the middle of texts, as are the working directory and home.
+    """
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {key: without_paths(item, folders) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_paths(item) for item in value]
-    return public_path(value) if isinstance(value, (str, os.PathLike)) else value
+        return [without_paths(item, folders) for item in value]
+    if not isinstance(value, (str, os.PathLike)):
+        return value
+    text = public_path(value)
+    known = [os.path.abspath(folder) for folder in (*folders, ".", os.path.expanduser("~")) if folder]
+    for folder in sorted({*known, *map(os.path.realpath, known)} - {os.sep}, key=len, reverse=True):
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text

@@ -96,12 +96,13 @@ def test_what_is_in_the_folder_stays(tmp_path):
 # ---- file systems without locks
 
 
+def refuse_locks(descriptor):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 @pytest.fixture
 def without_locks(monkeypatch):
-    def refuse(descriptor):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(run_lock, "_lock", refuse)
+    monkeypatch.setattr(run_lock, "_lock", refuse_locks)
     monkeypatch.setattr(run_lock, "_SETTLING_SECONDS", 0.01)
 
 
@@ -143,11 +144,42 @@ def test_without_locks_the_last_of_two_that_start_together_wins(without_locks, t
         RunLock(tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])
-def test_an_unreadable_lock_file_locks_nothing(without_locks, tmp_path, content):
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1, "host": "x"', "[" * 4096])
+def test_an_unreadable_lock_file(tmp_path, content, monkeypatch):
+    """With locks the system knows better than the file; without them its owner may be about to write it."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".lock").write_text(content)
+    (tmp_path / "out" / "notes").touch()
+    path = tmp_path / "out" / ".lock"
+    path.write_text(content)
     RunLock(tmp_path / "out").release()
+    path.write_text(content)
+    monkeypatch.setattr(run_lock, "_lock", refuse_locks)
+    monkeypatch.setattr(run_lock, "_SETTLING_SECONDS", 0.01)
+    with pytest.raises(FolderInUse, match="certain that it has ended, add --take_over"):
+        RunLock(tmp_path / "out")
+    RunLock(tmp_path / "out", take_over=True).release()
+
+
+def test_texts_of_the_lock_file_stay_on_one_line(without_locks, tmp_path):
+    write_owner(tmp_path / "out", host="a\nb\x1b[31m" + "x" * 500, since="now\nerror: all is lost")
+    with pytest.raises(FolderInUse) as raised:
+        RunLock(tmp_path / "out")
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_what_is_no_file_is_not_taken_for_the_lock(tmp_path, kind):
+    (tmp_path / "out").mkdir()
+    path, precious = tmp_path / "out" / ".lock", tmp_path / "precious"
+    if "link" in kind:
+        path.symlink_to(precious)
+        if kind == "link":
+            precious.write_text("mine")
+    else:
+        os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(FolderInUse, match="must be a file of a run's own: remove what is there"):
+        RunLock(tmp_path / "out")
+    assert precious.exists() == (kind == "link") and (kind != "link" or precious.read_text() == "mine")
 
 
 def test_other_errors_are_not_taken_for_missing_locks(tmp_path, monkeypatch):

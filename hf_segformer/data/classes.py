@@ -172,7 +172,7 @@ def find_class_table(folder: str | Path) -> ClassTable:
         ValueError: None of `CLASS_FILES` lies in `folder`.
     """
     for name in CLASS_FILES:
-        if (Path(folder) / name).is_file():
+        if os.path.lexists(Path(folder) / name):
             return read_class_table(Path(folder) / name)
     raise ValueError(
         f'{folder}: no class names found; put a classes.json ({{"names": [...], "palette": [[r, g, b], ...]}}, '

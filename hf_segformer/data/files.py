@@ -177,6 +177,13 @@ def file_name_fault(name: str) -> str:
     return "" if longest <= NAME_BYTES else f"has a part of {longest} bytes; {NAME_BYTES} are the most"
 
 
+def row_name_fault(name: str) -> str:
+    """Return what keeps a name out of a table that others wrote, or ""."""
+    if ".." in name.replace("\\", "/").split("/"):
+        return "leads out of its folder by '..'"
+    return file_name_fault(name)
+
+
 def require_text(path: str) -> None:
     """Raise `ValueError` for a path that is no UTF-8, which tables of paths cannot hold."""
     try:

@@ -15,7 +15,7 @@ from . import ade20k, cityscapes, coco_stuff
 from .archives import is_member_path
 from .classes import CLASS_FILES, ClassTable, find_class_table, make_class_table, read_class_table
 from .file_tree import PROBES
-from .files import file_name_fault, printable, shown
+from .files import printable, row_name_fault, shown
 from .folder import detect_mask_format
 from .labels import AnnotationFormat
 from .samples import MissingSplit, SegmentationData, undecoded
@@ -266,7 +266,7 @@ def _standard_columns(
         names = [stem for _, stem in _stored_paths(pictures, "image")]
     names = [f"{split}[{index}]" if name is None or name == "" else str(name) for index, name in enumerate(names)]
     for index, name in enumerate(names):
-        if reason := file_name_fault(name):
+        if reason := row_name_fault(name):
             raise ValueError(f"{path}: row {index} of split {split!r}: file_name {printable(name[:80])!r} {reason}")
     return stored.add_column("file_name", names)
 
@@ -338,7 +338,7 @@ def _pick_columns(
         if picture is not None and picture["bytes"] is None and picture["path"] is not None:
             _refuse_outside(picture["path"], f"{where}, column {column!r}", places)
     name = str(row.get("file_name") or image["path"] or split)
-    if fault := file_name_fault(name):
+    if fault := row_name_fault(name):
         raise ValueError(f"{where}: file_name {printable(name[:80])!r} {fault}")
     return {"image": image, "annotation": annotation, "file_name": name}
 

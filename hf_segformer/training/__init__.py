@@ -11,7 +11,7 @@ from .losses import SegmentationLoss, count_pixels, cross_entropy_sum, parse_los
 from .parameter_groups import parameter_groups
 from .run_lock import FolderInUse, RunLock
 from .schedules import poly_factor, set_learning_rate
-from .state import Progress, find_state, latest_state, load_state, run_folder, save_state, step_seed
+from .state import Progress, data_settings, find_state, latest_state, load_state, run_folder, save_state, step_seed
 
 __all__ = [
     "BatchPlan",
@@ -25,6 +25,7 @@ __all__ = [
     "count_class_pixels",
     "count_pixels",
     "cross_entropy_sum",
+    "data_settings",
     "find_state",
     "freeze_batch_norm",
     "initialize_as_published",

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -68,7 +69,7 @@ class RunLock:
 
     def _take(self, take_over: bool) -> None:
         while True:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            is_new = self._open()
             before = _read_owner(self._descriptor)
             try:
                 _lock(self._descriptor)
@@ -77,13 +78,27 @@ class RunLock:
                     _refuse(self.path, before, "wait for it to end, or stop it")
                 if error.errno not in _NO_LOCKS:
                     raise
-                return self._take_without_locks(before, take_over)
+                return self._take_without_locks(before, is_new, take_over)
             if _is_same_file(self._descriptor, self.path):
                 break
             self._close()  # its last owner removed it between opening and locking
         _write_owner(self._descriptor, _this_process())
 
-    def _take_without_locks(self, owner: dict[str, Any] | None, take_over: bool) -> None:
+    def _open(self) -> bool:
+        """Open the lock file, and return whether it is a new one; follows no link and waits for no pipe."""
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            self._descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            return True
+        except FileExistsError:
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise FolderInUse(f"{self.path} must be a file of a run's own: remove what is there") from None
+            self._descriptor = os.open(self.path, flags | os.O_CREAT, 0o666)
+            return False
+
+    def _take_without_locks(self, owner: dict[str, Any] | None, is_new: bool, take_over: bool) -> None:
+        if owner is None and not is_new and not take_over:
+            _refuse(self.path, None, "if it is certain that it has ended, add --take_over")
         _check_owner(self.path, owner, take_over)
         mine = _this_process() | {"nonce": uuid.uuid4().hex}
         _write_owner(self._descriptor, mine)
@@ -188,7 +203,7 @@ def _read_owner(descriptor: int) -> dict[str, Any] | None:
     """What the lock file says; None where it is empty, or says nothing that can be read."""
     try:
         owner = json.loads(_read(descriptor))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else None
 
@@ -217,9 +232,14 @@ def _check_owner(path: Path, owner: dict[str, Any] | None, take_over: bool) -> N
         _refuse(path, owner, "wait for it to end, or stop it")
 
 
+def _plain(text: Any) -> str:
+    """A text out of the lock file, for one line."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:80])
+
+
 def _refuse(path: Path, owner: dict[str, Any] | None, advice: str) -> NoReturn:
     who = "another run"
     if owner is not None:
-        host = str(owner.get("host")).partition(" ")[0]
-        who = f"process {owner['pid']} of {host} since {owner.get('since')}"
+        host, since = (_plain(owner.get(name)) for name in ("host", "since"))
+        who = f"process {owner['pid']} of {host.partition(' ')[0]} since {since}"
     raise FolderInUse(f"output_dir {path.parent} is in use by {who} (says {path}): {advice}")

@@ -36,6 +36,8 @@ from .run_lock import FolderInUse, RunLock, is_occupied
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ..data import SegmentationData
+
 # Version 0.1 wrote format 1, which has no checksums.
 _FORMAT = 2
 _STATE_NAME = re.compile(r"step-(\d{8,})")
@@ -66,6 +68,18 @@ class Progress:
 def step_seed(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> int:
     """Seed of the random numbers drawn in one micro-step of one process, in [0, 2**63)."""
     return int(np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def data_settings(data: SegmentationData) -> dict[str, Any]:
+    """What of a data set determines the weights a run ends with: its classes, its samples and their order."""
+    names = data.train["file_name"][:]
+    digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode()).hexdigest()
+    return {
+        "class_names": list(data.class_names),
+        "ignore_index": data.ignore_index,
+        "annotation_format": [data.annotation_format.mask_format, data.annotation_format.reduce_zero_label],
+        "training_samples": f"{len(names)} with names of SHA-256 {digest[:16]}",
+    }
 
 
 # ---- the folder of a run
@@ -100,8 +114,10 @@ def run_folder(
         try:
             lock = _claim(output_dir, default, resume, take_over)
             chosen = [str(lock.folder), None]
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             chosen = [None, str(error)]
+        except OSError as error:
+            chosen = [None, f"output_dir {output_dir or default} cannot be used: {error}"]
     folder, refusal = broadcast_object_list(chosen)
     if refusal is not None:
         raise ValueError(refusal)
@@ -228,10 +244,17 @@ class FoundState:
     Attributes:
         path: The newest one that verifies, or None.
         passed_over: What is wrong with the newer ones, one message each.
+        damaged: Their folders.
     """
 
     path: Path | None
     passed_over: tuple[str, ...]
+    damaged: tuple[Path, ...] = ()
+
+    def set_aside(self) -> None:
+        """Rename what was passed over, so that it neither counts as a state nor is lost."""
+        for path in self.damaged:
+            replace_path(path, path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def find_state(folder: str | os.PathLike) -> FoundState:
@@ -245,14 +268,15 @@ def find_state(folder: str | os.PathLike) -> FoundState:
     Raises:
         OSError: A file could not be read for reasons of the disk or network: that is no damage.
     """
-    passed_over = []
+    passed_over, damaged = [], []
     for _, path in _candidates(Path(folder)):
         try:
             _read_state(path)
-            return FoundState(path, tuple(passed_over))
+            return FoundState(path, tuple(passed_over), tuple(damaged))
         except ValueError as error:
             passed_over.append(str(error))
-    return FoundState(None, tuple(passed_over))
+            damaged.append(path)
+    return FoundState(None, tuple(passed_over), tuple(damaged))
 
 
 def latest_state(folder: str | os.PathLike) -> Path | None:
@@ -295,7 +319,7 @@ def load_state(
     # What the version that wrote the state did not know yet cannot have differed.
     differing = [name for name in settings if name in before and settings[name] != before[name]]
     if differing and not allow_changes:
-        changes = ", ".join(f"{name}={settings[name]!r} (was {before[name]!r})" for name in differing)
+        changes = ", ".join(f"{name}={settings[name]!r:.200} (was {before[name]!r:.200})" for name in differing)
         raise ValueError(f"cannot resume {path} with other settings: {changes}; --allow_changes does it all the same")
     for name in differing:
         change = {"step": progress.step, "setting": name, "before": before[name], "after": settings[name]}
@@ -340,11 +364,10 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], Pr
         with zipfile.ZipFile(path / "optimizer.pt") as archive:  # PyTorch itself does not check these checksums
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{path / 'optimizer.pt'} is damaged: wrong checksum of {damaged}")
-    if not (isinstance(state, dict) and isinstance(state.get("optimizer"), dict) and "scaler" in state):
-        raise ValueError(f"{path / 'optimizer.pt'} holds no state of an optimizer")
+    _check_optimizer(state, path / "optimizer.pt")
     moments = {
         f"{kind} of parameter {index} in {path / 'optimizer.pt'}": value
-        for index, values in state["optimizer"].get("state", {}).items()
+        for index, values in state["optimizer"]["state"].items()
         for kind, value in values.items()
         if isinstance(value, torch.Tensor)
     }
@@ -352,6 +375,21 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], Pr
     if wrong := non_finite(named | moments):
         raise ValueError(f"{wrong[0]} is not finite")
     return weights, state, progress, has_checksums
+
+
+def _check_optimizer(state: Any, file: Path) -> None:
+    """Raise ValueError for what no optimizer's state can be; files of version 0.1 have no checksum that tells."""
+    optimizer = state.get("optimizer") if isinstance(state, dict) else None
+    is_state = (
+        isinstance(optimizer, dict)
+        and isinstance(state.get("scaler"), (dict, type(None)))
+        and isinstance(optimizer.get("state"), dict)
+        and all(isinstance(values, dict) for values in optimizer["state"].values())
+        and isinstance(optimizer.get("param_groups"), list)
+        and all(isinstance(group, dict) for group in optimizer["param_groups"])
+    )
+    if not is_state:
+        raise ValueError(f"{file} holds no state of an optimizer")
 
 
 def _check_checksums(path: Path) -> bool:
@@ -380,6 +418,9 @@ def _read_progress(path: Path) -> tuple[Progress, int]:
     for name, kind in kinds.items():
         if name in fields and not isinstance(fields[name], kind):
             raise ValueError(f"{file}: {name} must be of type {kind.__name__}, got {fields[name]!r:.100}")
+    for entry in fields.get("history", []):
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise ValueError(f"{file}: history must hold objects with a step, got {entry!r:.100}")
     if f"step-{fields.get('step', -1):08d}" != path.name:
         raise ValueError(f"{file}: step must be that of the folder's name, got {fields.get('step')}")
     return Progress(**fields), version
