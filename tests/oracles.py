@@ -11,7 +11,9 @@ Tests that need a missing one skip and say so.
 import os
 import subprocess
 import sys
-from pathlib import Path
+import tarfile
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -50,7 +52,11 @@ PACKAGES = {
         "scipy==1.17.1",
     ],
     "smp": ["segmentation-models-pytorch==0.5.0", "timm==1.0.20"],
+    "transformers_tests": ["parameterized==0.9.0"],
 }
+
+# Source distributions whose folder `tests` becomes a package with the name of the oracle, beside its other packages.
+SOURCES = {"transformers_tests": "transformers==5.23.0"}
 
 # mmseg imports compiled operators that mmcv-lite lacks, smp and timm import torchvision: SegFormer uses neither.
 _PREAMBLE = {
@@ -81,11 +87,27 @@ def install() -> None:
     """Install every oracle that is not there yet."""
     for name, packages in PACKAGES.items():
         target, done = FOLDER / name, FOLDER / name / ".complete"
-        if done.is_file() and done.read_text() == "\n".join(packages):
+        wanted = "\n".join([*packages, *filter(None, [SOURCES.get(name)])])
+        if done.is_file() and done.read_text() == wanted:
             continue
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(target)]
         subprocess.run([*command, *packages], check=True)
-        done.write_text("\n".join(packages))
+        if name in SOURCES:
+            _unpack_tests(SOURCES[name], target / name)
+        done.write_text(wanted)
+
+
+def _unpack_tests(requirement: str, package: Path) -> None:
+    project = requirement.partition("==")[0]
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", project, "-d", folder]
+        subprocess.run([*command, requirement], check=True)
+        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if path.parts[1:-1] == ("tests",) and path.suffix == ".py":
+                    archive.extract(member.replace(name=path.name), package, filter="data")
+    (package / "__init__.py").touch()
 
 
 def run_oracle(name: str, script: str, *arguments: str | os.PathLike, timeout: float = 300) -> str:
