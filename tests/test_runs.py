@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -356,3 +357,106 @@ def test_a_second_resume_is_refused_while_the_first_runs(folder, tmp_path, run):
     lock.release()
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"error: output_dir {tmp_path / 'out'} is in use by process {os.getpid()} of" in done.stderr
+
+
+def test_other_data_is_another_setting(folder, tmp_path, run):
+    """Names in another order would give the classes each other's scores."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder, data)
+    run("--data_root", data, "--max_steps", 4, "--save_every", 2, "--output_dir", out)
+    shutil.rmtree(out / "states" / "step-00000004")
+    resume = ["--data_root", data, "--max_steps", 4, "--save_every", 2, "--output_dir", out, "--resume"]
+    shutil.move(data, tmp_path / "moved")
+    run(*resume[2:], "--data_root", tmp_path / "moved")  # elsewhere, but the same
+    shutil.rmtree(out / "states" / "step-00000004")
+    data = tmp_path / "moved"
+    resume[1] = data
+    names = json.loads((data / "classes.json").read_text())["names"]
+    (data / "classes.json").write_text(json.dumps({"names": names[::-1]}))
+    with pytest.raises(ValueError, match=r"other settings: class_names=\['wire', .*--allow_changes"):
+        run(*resume)
+    (data / "classes.json").write_text(json.dumps({"names": names}))
+    for kind in ("images", "annotations"):
+        (data / "train" / kind / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"training_samples='9 with names of SHA-256 \w+' \(was '10 with"):
+        run(*resume)
+
+
+def test_other_class_weights_in_the_same_file_are_another_setting(tmp_path, run):
+    weights = tmp_path / "weights.json"
+    weights.write_text(json.dumps([1] * 11))
+    arguments = ["--max_steps", 2, "--save_every", 1, "--output_dir", tmp_path / "out", "--class_weights", weights]
+    run(*arguments)
+    weights.write_text(json.dumps([9, *[1] * 10]))
+    with pytest.raises(ValueError, match=r"class_weight_values=\[9\.0"):
+        run(*arguments, "--resume")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "fp32", "fp16"])
+def test_a_precision_that_would_not_be_run_is_refused(precision, run, tmp_path, monkeypatch):
+    """Accelerate lets these through from the environment and computes in float32."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    with pytest.raises(ValueError, match=f"mixed_precision .*{precision}"):
+        run("--max_steps", 1, "--output_dir", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_that_are_not_finite_are_no_result(run, tmp_path):
+    """The weights of the only step are finite, but too large to compute with."""
+    with pytest.raises(FloatingPointError, match="scores are not finite"):
+        run("--max_steps", 1, "--learning_rate", "1e30", "--warmup_steps", 0, "--output_dir", tmp_path)
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_bad_picture_in_mid_run_is_one_line(split, workers, folder, tmp_path, run):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    (data / split / "images" / "1.png").write_bytes(b"no picture")
+    arguments = ["--data_root", data, "--check", "none", "--num_workers", workers, "--max_steps", 5]
+    with pytest.raises(ValueError, match=r"1\.png: cannot read the picture") as raised:
+        run(*arguments, "--output_dir", tmp_path / "out")
+    assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_skipped_samples_are_listed_without_paths_of_the_machine(folder, tmp_path, run):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    (data / "train" / "images" / "1.png").write_bytes(b"no picture")
+    arguments = ["--data_root", data, "--max_steps", 5, "--save_every", 5, "--on_bad_sample", "skip"]
+    run(*arguments, "--output_dir", tmp_path / "out")
+    text = (tmp_path / "out" / "recipe.json").read_text()
+    (sample,) = json.loads(text)["bad_samples"]
+    assert "train/images/1.png" in sample["reason"] and sample["attempt"] == 0
+    assert str(tmp_path) not in text
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["bad_samples"] == 1
+
+
+def test_a_full_disk_is_one_line(folder, tmp_path):
+    """Real: a file may not grow beyond a few blocks."""
+    resource = pytest.importorskip("resource")
+    command = [sys.executable, EXAMPLES / "train.py", "--dataset", "folder", "--data_root", folder, "--max_steps", 1]
+    command += [*SMALL, "--output_dir", tmp_path / "out"]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment(), preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert re.search(r"^error: .*step-00000001: cannot write the state: .*", done.stderr, re.MULTILINE)
+    assert not list((tmp_path / "out" / "states").iterdir())
+
+
+def test_a_state_beyond_the_end_is_refused(tmp_path, run):
+    run("--max_steps", 3, "--output_dir", tmp_path)
+    with pytest.raises(ValueError, match="max_steps must be at least the 3 steps"):
+        run("--max_steps", 2, "--output_dir", tmp_path, "--resume", "--allow_changes")
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path, run):
+    (tmp_path / "out" / ".export-abc").mkdir(parents=True)
+    run("--max_steps", 1, "--output_dir", tmp_path / "out2")
+    shutil.move(tmp_path / "out" / ".export-abc", tmp_path / "out2" / ".export-abc")
+    run("--max_steps", 1, "--output_dir", tmp_path / "out2", "--resume")
+    assert not list((tmp_path / "out2").glob(".*"))

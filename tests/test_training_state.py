@@ -345,3 +345,42 @@ def test_saved_pickles_have_checksums_of_their_own(states):
     with zipfile.ZipFile(states / "step-00000008" / "optimizer.pt") as archive:
         assert archive.testzip() is None
         assert all(entry.CRC for entry in archive.infolist() if entry.file_size > 100)
+
+
+def test_what_was_passed_over_does_not_count_as_kept(run, states):
+    flip(states / "step-00000008" / "optimizer.pt")
+    found = find_state(states)
+    found.set_aside()
+    (aside,) = [path.name for path in states.iterdir() if path.name.startswith("damaged-step-00000008-")]
+    for step in (9, 10):
+        save_state(states, *run, Progress(step))
+        assert (states / aside / "optimizer.pt").exists()
+    assert find_state(states) == find_state(states).__class__(states / "step-00000010", ())
+    assert (states / "step-00000009").exists() and not (states / "step-00000004").exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"optimizer": {"state": [], "param_groups": []}, "scaler": None},
+        {"optimizer": {"state": {0: 3}, "param_groups": []}, "scaler": None},
+        {"optimizer": {}, "scaler": None},
+        {"optimizer": {"state": {}, "param_groups": []}, "scaler": 5},
+        {"optimizer": {"state": {}, "param_groups": [1]}, "scaler": None},
+        [1, 2],
+    ],
+)
+def test_what_no_optimizer_wrote_is_passed_over(states, state):
+    make_old(states / "step-00000008")
+    torch.save(state, states / "step-00000008" / "optimizer.pt")
+    found = find_state(states)
+    assert found.path.name == "step-00000004" and "holds no state of an optimizer" in found.passed_over[0]
+
+
+@pytest.mark.parametrize("history", [[5], [{"loss": 1.0}], [{"step": "1"}], [None]])
+def test_a_history_of_something_else_is_passed_over(states, history):
+    make_old(states / "step-00000008")
+    path = states / "step-00000008" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"history": history}))
+    found = find_state(states)
+    assert found.path.name == "step-00000004" and "history must hold objects with a step" in found.passed_over[0]
