@@ -274,3 +274,24 @@ def test_flags_for_a_hub_data_set_with_ade20k_labels(root):
     data = parse(*flags)
     assert data.annotation_format.reduce_zero_label and data.num_classes == 150
     assert set(np.unique(data.read_sample(data.train[0])[1])) == {0, 1, 255}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "footer", "link"])
+def test_a_damaged_parquet_file_is_named(root, options, damage):
+    path = root / "validation-00000-of-00001.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "link":
+        path.symlink_to(root / "nowhere.parquet")
+    else:
+        footer = content[:-400] + bytes(300) + content[-100:]
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "footer": footer}[damage])
+    with pytest.raises(ValueError, match=r"validation-00000-of-00001\.parquet: (no parquet file|it must be)"):
+        load_dataset("parquet", root, **options)
+
+
+def test_names_that_lead_out_of_their_folder_are_refused(root, options):
+    rows = table(range(3), file_name=(datasets.Value("string"), ["a.png", "b/../../c.png", "d.png"]))
+    rows.to_parquet(root / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"row 1 of split 'train': file_name 'b/\.\./\.\./c\.png' leads out"):
+        load_dataset("parquet", root, **options)

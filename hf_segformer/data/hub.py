@@ -136,6 +136,7 @@ def _load_splits(
     from huggingface_hub.utils import validate_repo_id
 
     local = Path(path)
+    _check_parquet([local] if local.is_file() else sorted(local.rglob("*.parquet")) if local.is_dir() else [])
     if local.is_file():
         files = {"train": str(local)}
         return datasets.load_dataset("parquet", data_files=files, cache_dir=cache_dir, streaming=streaming)
@@ -149,6 +150,19 @@ def _load_splits(
         return datasets.load_dataset(
             str(path), config_name, revision=revision, cache_dir=cache_dir, streaming=streaming
         )
+
+
+def _check_parquet(files: Sequence[Path]) -> None:
+    """Raise ValueError for a file that is damaged, whose name `datasets` would not say."""
+    import pyarrow.parquet
+
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{shown(file)}: it must be a regular file")
+        try:
+            pyarrow.parquet.read_schema(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{shown(file)}: no parquet file, or damaged: {str(error).splitlines()[0]}") from None
 
 
 def _choose_annotation_column(rows: datasets.Dataset, image_column: str, asked: str | None, path: str | Path) -> str:
