@@ -176,6 +176,8 @@ def _check_finite(image: torch.Tensor, index: int) -> None:
 def _converted(image: Image.Image, channels: int | None, do_convert_rgb: bool | None) -> Image.Image | np.ndarray:
     if do_convert_rgb is False:
         return np.asarray(image)
+    if image.mode in ("La", "RGBa"):  # colours multiplied by their transparency, which all below take for plain ones
+        image = image.convert(image.mode.upper())
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I" before Pillow 11
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F") or (not do_convert_rgb and channels not in (None, 1, 3)):

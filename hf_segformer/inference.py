@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .encoder_segformer import points_of, smallest_side
-from .functional_segformer import upsample_argmax
+from .functional_segformer import check_flag, upsample_argmax
 from .image_inputs_segformer import flat_images, shown_size
 from .protocols import Protocol, Size
 from .score_bands import OVERLAPS, Logits, ResizedScores, WindowedScores, label_bands
@@ -187,6 +187,7 @@ def segment_inputs(
     Raises:
         ValueError: If an option is out of range.
     """
+    check_flag("return_confidence", return_confidence)
     if window_batch_size is None:
         window_batch_size = 1 if model.device.type == "cpu" else 8
     if not isinstance(window_batch_size, int) or window_batch_size < 1:
