@@ -129,7 +129,7 @@ def test_cases_are_the_same_again(tmp_path):
         ({"dtype": "nn"}, "dtype must be a type of PyTorch"),
         ({"torch_dtype": np.array([1, 2])}, "dtype must be a type of PyTorch"),
         ({"palette": fuzz_areas.LOOP}, "palette must be a list of"),
-        ({"num_encoder_blocks": 2**31}, "num_encoder_blocks must be at most"),
+        ({"num_encoder_blocks": 2**31}, "num_encoder_blocks(=2147483648 entries| must be at most)"),
         ({"block_norm_eps": float("nan")}, "block_norm_eps must be > 0 and finite"),
         ({"initializer_range": float("inf")}, "initializer_range must be finite"),
         ({"out_indices": 2}, "out_indices must be a list of indices"),
