@@ -12,11 +12,9 @@ Shapes: B images, K classes, (h, w) points of the logits, (H, W) pixels; points 
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from math import log
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -479,17 +477,6 @@ def _check_loss_arguments(logits: Tensor, labels: Tensor, ignore_index: int, cla
     weights = max(logits.shape[1], 2)
     if class_weights is not None and getattr(class_weights, "shape", None) != (weights,):
         raise ValueError(f"class_weights must be a tensor of shape ({weights},), got {_described(class_weights)}")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise ValueError unless the argument of that name is True, False or what Python counts as them.
-
-    Args:
-        name: The argument's name.
-        value: What was given: an array or tensor has no truth value.
-    """
-    if value is not None and not isinstance(value, numbers.Real | np.bool_):
-        raise ValueError(f"{name} must be True or False, got {_described(value)}")
 
 
 def _is_size(size: object) -> bool:

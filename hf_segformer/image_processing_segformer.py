@@ -30,8 +30,16 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .functional_segformer import check_flag, upsample_argmax
-from .image_inputs_segformer import Array, described, flat_images, picture_size, prepare_label_map, prepare_picture
+from .functional_segformer import upsample_argmax
+from .image_inputs_segformer import (
+    Array,
+    check_flag,
+    described,
+    flat_images,
+    picture_size,
+    prepare_label_map,
+    prepare_picture,
+)
 from .pixel_values_segformer import Size, assembled, compute_labels, compute_pixel_values
 from .resize_segformer import resized_size, rounded_up
 

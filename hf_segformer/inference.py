@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .encoder_segformer import points_of, smallest_side
-from .functional_segformer import check_flag, upsample_argmax
-from .image_inputs_segformer import flat_images, shown_size
+from .functional_segformer import upsample_argmax
+from .image_inputs_segformer import check_flag, flat_images, shown_size
 from .protocols import Protocol, Size
 from .score_bands import OVERLAPS, Logits, ResizedScores, WindowedScores, label_bands
 
@@ -192,7 +192,7 @@ def segment_inputs(
         window_batch_size = 1 if model.device.type == "cpu" else 8
     if not isinstance(window_batch_size, int) or window_batch_size < 1:
         raise ValueError(f"window_batch_size must be at least 1, got {window_batch_size!r:.99}")
-    if overlap not in OVERLAPS:
+    if not isinstance(overlap, str) or overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
     if protocol.crop_size is None:
         step = max(_HELD_LOGITS // (len(protocol.ratios) * len(protocol.flips)), 1)

@@ -26,7 +26,7 @@ import torch.distributed
 from torch import Tensor
 
 from .files import atomic_file
-from .functional_segformer import check_flag
+from .image_inputs_segformer import check_flag
 from .metric_values import ClassScores, check_batch, integer_tensor, zero_counts
 from .texts import NAME_LIMIT, columns, one_line, padded
 

@@ -20,7 +20,7 @@ from typing import Any
 from PIL.Image import Resampling
 
 from .data.transforms import rescaled_size
-from .functional_segformer import check_flag
+from .image_inputs_segformer import check_flag
 
 Size = tuple[int, int]  # height, width
 

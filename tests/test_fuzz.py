@@ -130,7 +130,7 @@ def test_cases_are_the_same_again(tmp_path):
         ({"torch_dtype": np.array([1, 2])}, "dtype must be a type of PyTorch"),
         ({"palette": fuzz_areas.LOOP}, "palette must be a list of"),
         ({"num_encoder_blocks": 2**31}, "num_encoder_blocks(=2147483648 entries| must be at most)"),
-        ({"block_norm_eps": float("nan")}, "block_norm_eps must be > 0 and finite"),
+        ({"block_norm_eps": float("nan")}, "block_norm_eps must be > 0, got nan"),
         ({"initializer_range": float("inf")}, "initializer_range must be finite"),
         ({"out_indices": 2}, "out_indices must be a list of indices"),
         ({"out_indices": [[0]]}, "out_indices must be a list of indices"),
@@ -164,6 +164,8 @@ def test_flags(flag):
             SegformerImageProcessor().post_process_semantic_segmentation(outputs, **{name: flag})
     with pytest.raises(ValueError, match="return_confidence must be True or False"):
         segment(fuzz_areas.model(3), SegformerImageProcessor(size=32), IMAGE, return_confidence=flag)
+    with pytest.raises(ValueError, match="overlap must be one of"):
+        segment(fuzz_areas.model(3), SegformerImageProcessor(size=32), IMAGE, overlap=flag)
     with pytest.raises(ValueError, match="one_step must be True or False"):
         Protocol("own", one_step=flag)
     with pytest.raises(ValueError, match="reduce_labels must be True or False"):
