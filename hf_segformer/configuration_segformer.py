@@ -4,11 +4,13 @@
 
 import difflib
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
@@ -17,6 +19,8 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+_MOST_LABELS, _MOST_STAGES = 1_000_000, 1000  # each gets a name before anything else could refuse
 
 # Table 6 of the paper (arXiv 2105.15203); decoder_hidden_size is the width of the released heads.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -87,6 +91,49 @@ def _names_of_outputs(table: Any) -> dict[int, str]:
             f"names of other ids are dropped: {dropped!s:.300}"
         )
     return names
+
+
+def _ids_of_names(table: Any) -> dict[str, int | None]:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"SegformerConfig: label2id must map names to ids, got {table!r:.99}")
+    return {name if isinstance(name, str) else str(name): _id_of(label) for name, label in table.items()}
+
+
+def _check_num_labels(name: str, value: Any) -> None:
+    if not (isinstance(value, Integral) and value >= 0):
+        raise ValueError(f"SegformerConfig: {name} must be an integer >= 0, got {value!r:.99}")
+    if value > _MOST_LABELS:
+        raise ValueError(f"SegformerConfig: {name} must be at most {_MOST_LABELS}, got {value!r:.99}")
+
+
+def _check_dtype(name: str, value: Any) -> None:
+    known = getattr(torch, value, None) if isinstance(value, str) else value
+    if value is not None and not isinstance(known, torch.dtype | dict):
+        raise ValueError(f"SegformerConfig: {name} must be a type of PyTorch, such as float32, got {value!r:.99}")
+
+
+def _check_stage_list(name: str, value: Any) -> None:
+    kind, kinds = (str, "names") if name == "out_features" else (Integral, "indices")
+    if value is not None and not (isinstance(value, list | tuple) and all(isinstance(entry, kind) for entry in value)):
+        raise ValueError(f"SegformerConfig: {name} must be a list of {kinds} of stages, got {value!r:.99}")
+
+
+def _check_palette(name: str, value: Any) -> None:
+    """Only what could not be written: what the colours are is for those who draw with them."""
+    colors = [color for color in value if isinstance(color, list | tuple)] if isinstance(value, list | tuple) else []
+    if any(isinstance(channel, list | tuple) for color in colors for channel in color):
+        raise ValueError(f"SegformerConfig: {name} must be a list of (R, G, B), got {value!r:.99}")
+
+
+# Fields of the base class and beside the dataclass, whose types nothing else looks at.
+_FIELD_CHECKS = {
+    "num_labels": _check_num_labels,
+    "dtype": _check_dtype,
+    "torch_dtype": _check_dtype,
+    "out_features": _check_stage_list,
+    "out_indices": _check_stage_list,
+    "palette": _check_palette,
+}
 
 
 def _as_lists(value: Any) -> Any:
@@ -217,6 +264,13 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("stage_names", None)
+        for name in _FIELD_CHECKS.keys() & kwargs.keys():
+            _FIELD_CHECKS[name](name, kwargs[name])
+        if not 1 <= self.num_encoder_blocks <= _MOST_STAGES:
+            rule = ">= 1" if self.num_encoder_blocks < 1 else f"at most {_MOST_STAGES}"
+            raise ValueError(
+                f"SegformerConfig: num_encoder_blocks must be {rule}, got {self.num_encoder_blocks!r:.99}"
+            )
         self.stage_names = [f"stage{stage}" for stage in range(1, self.num_encoder_blocks + 1)]
         self._warn_about_misspelt(kwargs)
         self.set_output_features_output_indices(
@@ -238,8 +292,12 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "num_labels" and not (isinstance(value, Integral) and value >= 0):
-            raise ValueError(f"SegformerConfig: num_labels must be an integer >= 0, got {value!r}")
+        if name in self.attribute_map:  # under the name whose type is checked
+            return setattr(self, self.attribute_map[name], value)
+        if name in _FIELD_CHECKS:
+            _FIELD_CHECKS[name](name, value)
+        if name == "label2id" and value is not None:
+            value = _ids_of_names(value)
         if name == "id2label" and value is not None:
             value = type(self.__dict__.get("id2label") or {})(_names_of_outputs(value))
         super().__setattr__(name, value)
@@ -278,6 +336,9 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         source = kwargs.get("name_or_path", config_dict.get("name_or_path"))
+        for name in _FIELD_CHECKS.keys() & kwargs.keys():
+            if kwargs[name] is not None:
+                _FIELD_CHECKS[name](name, kwargs[name])
         try:
             result = super().from_dict(config_dict, **kwargs)
             config = result[0] if isinstance(result, tuple) else result
@@ -337,8 +398,11 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("block_norm_eps", "embed_norm_eps"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("block_norm_eps", "embed_norm_eps", "layer_norm_eps", "initializer_range"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}")
         if self.classifier_dropout_mode not in ("element", "channel"):

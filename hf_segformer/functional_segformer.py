@@ -481,7 +481,12 @@ def _check_loss_arguments(logits: Tensor, labels: Tensor, ignore_index: int, cla
 
 def _is_size(size: object) -> bool:
     try:
-        return len(size) == 2 and min(size) >= 1 and not any(isinstance(side, float) for side in size)
+        return (
+            len(size) == 2
+            and min(size) >= 1
+            and max(size) < 2**31
+            and not any(isinstance(side, float) for side in size)
+        )
     except TypeError:
         return False
 

@@ -6,6 +6,7 @@ A picture is an 8-bit PIL image, a (C, H, W) uint8 array, or a (C, H, W) tensor:
 label map is an (H, W) array, or a tensor on a device. Nothing here writes to what the caller gave.
 """
 
+import numbers
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -75,6 +76,17 @@ def described(value: Any) -> str:
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
     return f"{value!r:.99}"
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless the argument of that name is True, False or what Python counts as them.
+
+    Args:
+        name: The argument's name.
+        value: What was given: an array or tensor has no truth value.
+    """
+    if value is not None and not isinstance(value, numbers.Real | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {described(value)}")
 
 
 def check_values(image: Picture, name: str) -> None:
@@ -176,6 +188,8 @@ def _check_finite(image: torch.Tensor, index: int) -> None:
 def _converted(image: Image.Image, channels: int | None, do_convert_rgb: bool | None) -> Image.Image | np.ndarray:
     if do_convert_rgb is False:
         return np.asarray(image)
+    if image.mode in ("La", "RGBa"):  # colours multiplied by their transparency, which all below take for plain ones
+        image = image.convert(image.mode.upper())
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I" before Pillow 11
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F") or (not do_convert_rgb and channels not in (None, 1, 3)):

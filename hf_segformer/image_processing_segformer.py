@@ -31,7 +31,15 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .functional_segformer import upsample_argmax
-from .image_inputs_segformer import Array, described, flat_images, picture_size, prepare_label_map, prepare_picture
+from .image_inputs_segformer import (
+    Array,
+    check_flag,
+    described,
+    flat_images,
+    picture_size,
+    prepare_label_map,
+    prepare_picture,
+)
 from .pixel_values_segformer import Size, assembled, compute_labels, compute_pixel_values
 from .resize_segformer import resized_size, rounded_up
 
@@ -41,6 +49,7 @@ except ImportError:
     SemanticSegmentationPostProcessorOutput = BatchFeature
 
 
+_PIXELS = 2**31  # sides are below it: what Pillow, OpenCV and PyTorch index by
 _TENSOR_TYPES = tuple(kind.value for kind in TensorType)
 _LAYOUTS = tuple(layout.value for layout in (ChannelDimension.FIRST, ChannelDimension.LAST))
 
@@ -242,6 +251,8 @@ class SegformerImageProcessor(PilBackend):
             ValueError: If there are not as many target sizes, or inputs, as logits, or one of them has another form.
         """
         logits = _logits(outputs)
+        check_flag("return_segmentation_scores", return_segmentation_scores)
+        check_flag("return_confidence", return_confidence)
         if len(logits) == 0:
             return []
         sizes = _target_sizes(target_sizes, len(logits))
@@ -291,6 +302,8 @@ def _canonical(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Options under their current names, and mean and standard deviation as floats, also where given as integers."""
     kwargs = dict(kwargs)
     old = kwargs.pop("reduce_labels", None)
+    for name, value in {"reduce_labels": old, "do_reduce_labels": kwargs.get("do_reduce_labels")}.items():
+        check_flag(name, value)
     if old is not None and kwargs.setdefault("do_reduce_labels", old) != old:
         new = kwargs["do_reduce_labels"]
         raise ValueError(f"reduce_labels is the old name of do_reduce_labels and must not differ: got {old} and {new}")
@@ -330,9 +343,9 @@ def _resampling(resample: Any) -> Image.Resampling:
 
 
 def _channel_values(name: str, value: Any) -> float | tuple[float, ...]:
-    values = value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+    values = _listed(value)
     try:
-        if isinstance(values, str | bytes | Mapping | set):
+        if isinstance(values, str | bytes | Mapping | set | torch.Tensor):
             raise TypeError
         result = tuple(float(v) for v in values) if isinstance(values, Iterable) else float(values)
     except (TypeError, ValueError, OverflowError):
@@ -345,8 +358,8 @@ def _channel_values(name: str, value: Any) -> float | tuple[float, ...]:
 def _check_options(options: SimpleNamespace) -> None:
     size = dict(options.size or {})
     for name, value in [("size", size), ("pad_size", dict(options.pad_size or {}))]:
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value.values()):
-            raise ValueError(f"{name} must hold positive whole numbers of pixels, got {value}")
+        if any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v < _PIXELS for v in value.values()):
+            raise ValueError(f"{name} must hold positive whole numbers of pixels below 2**31, got {value}")
     kinds = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
     if options.do_resize and size.keys() not in kinds:
         raise ValueError(f"size must have the keys of one of {[sorted(kind) for kind in kinds]}, got {size}")
@@ -355,8 +368,10 @@ def _check_options(options: SimpleNamespace) -> None:
     if options.pad_size is not None and dict(options.pad_size).keys() != {"height", "width"}:
         raise ValueError(f"pad_size must have the keys height and width, got {dict(options.pad_size)}")
     divisor = options.size_divisor
-    if divisor is not None and (isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1):
-        raise ValueError(f"size_divisor must be a whole number of at least 1, got {divisor}")
+    if divisor is not None and (
+        isinstance(divisor, bool) or not isinstance(divisor, int) or not 1 <= divisor < _PIXELS
+    ):
+        raise ValueError(f"size_divisor must be a whole number of at least 1 and below 2**31, got {divisor}")
     if not options.antialias and options.resample not in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST):
         raise ValueError(
             f"resample must be BILINEAR (2) or NEAREST (0) with antialias=False, got {options.resample!r}"
@@ -380,8 +395,10 @@ def _check_call_options(options: SimpleNamespace) -> None:
     if options.device is not None:
         try:
             has_values = not torch.empty(0, device=options.device).is_meta
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise ValueError(f"device must be one that PyTorch has here, got {options.device!r}: {error}") from error
+        except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"device must be one that PyTorch has here, got {options.device!r:.99}: {error}"
+            ) from error
         if not has_values:
             raise ValueError(f"device must be one that holds values, got {options.device!r}")
 
@@ -452,7 +469,7 @@ def _is_size(size: Any) -> bool:
     size = _listed(size)
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         return False
-    return all(isinstance(side, numbers.Real) and side >= 1 and side % 1 == 0 for side in map(_listed, size))
+    return all(isinstance(side, numbers.Real) and 1 <= side < _PIXELS and side % 1 == 0 for side in map(_listed, size))
 
 
 def _listed(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .encoder_segformer import points_of, smallest_side
 from .functional_segformer import upsample_argmax
-from .image_inputs_segformer import flat_images, shown_size
+from .image_inputs_segformer import check_flag, flat_images, shown_size
 from .protocols import Protocol, Size
 from .score_bands import OVERLAPS, Logits, ResizedScores, WindowedScores, label_bands
 
@@ -187,11 +187,12 @@ def segment_inputs(
     Raises:
         ValueError: If an option is out of range.
     """
+    check_flag("return_confidence", return_confidence)
     if window_batch_size is None:
         window_batch_size = 1 if model.device.type == "cpu" else 8
     if not isinstance(window_batch_size, int) or window_batch_size < 1:
         raise ValueError(f"window_batch_size must be at least 1, got {window_batch_size!r:.99}")
-    if overlap not in OVERLAPS:
+    if not isinstance(overlap, str) or overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
     if protocol.crop_size is None:
         step = max(_HELD_LOGITS // (len(protocol.ratios) * len(protocol.flips)), 1)

@@ -10,6 +10,8 @@ import torch
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from torch import Tensor
 
+_MOST_LABELS = 1 << 16  # of which the matrix has 32 GiB
+
 
 def zero_counts(num_labels: int, ignore_index: int | None, device: str | torch.device) -> Tensor:
     """int64 zeros (K, K) on the device.
@@ -19,12 +21,18 @@ def zero_counts(num_labels: int, ignore_index: int | None, device: str | torch.d
     """
     if not isinstance(num_labels, numbers.Integral) or isinstance(num_labels, bool) or num_labels < 1:
         raise ValueError(f"num_labels must be a positive integer, received {num_labels!r:.99}")
+    if num_labels > _MOST_LABELS:
+        raise ValueError(f"num_labels must be at most {_MOST_LABELS}, received {num_labels!r:.99}")
     if ignore_index is not None and not isinstance(ignore_index, numbers.Integral):
         raise ValueError(f"ignore_index must be an integer or None, received {ignore_index!r:.99}")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit 64 bits, received {ignore_index!r:.99}")
     try:
         device = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device must be one that PyTorch has here, received {device!r}: {error}") from error
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"device must be one that PyTorch has here, received {device!r:.99}: {error}") from error
+    if device.type == "meta":
+        raise ValueError("device must be one that holds values, received meta")
     return torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
 
 
@@ -57,8 +65,11 @@ def integer_tensor(name: str, ids: Any) -> Tensor:
         return ids
     if np.ma.is_masked(ids):
         raise ValueError(f"{name} must not be masked: .filled(ignore_index) gives their masked pixels an id")
+    # Of two integer types of one width torch may know one alone, so the type is looked up by its width.
     # torch reads neither foreign byte orders nor negative strides, and complains about arrays it could not write to.
-    return torch.from_numpy(np.require(np.asarray(ids), dtype=ids.dtype.newbyteorder("="), requirements=["C", "W"]))
+    return torch.from_numpy(
+        np.require(np.asarray(ids), dtype=ids.dtype.newbyteorder("=").str, requirements=["C", "W"])
+    )
 
 
 def _as_array(name: str, ids: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ there; a class in neither map is nan and left out of the means; one that is only
 import copy
 import json
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ import torch.distributed
 from torch import Tensor
 
 from .files import atomic_file
+from .image_inputs_segformer import check_flag
 from .metric_values import ClassScores, check_batch, integer_tensor, zero_counts
 from .texts import NAME_LIMIT, columns, one_line, padded
 
@@ -206,7 +208,9 @@ def _percent(fraction: float) -> str:
 
 def check_class_names(class_names: Sequence[str], num_labels: int) -> None:
     """Raise ValueError unless there is a name for each class."""
-    if isinstance(class_names, str) or len(class_names) != num_labels:
+    if not isinstance(class_names, Sequence) or isinstance(class_names, str):
+        raise ValueError(f"class_names must be a list of names, received {class_names!r:.99}")
+    if len(class_names) != num_labels:
         raise ValueError(f"class_names must name all {num_labels} classes, received {len(class_names)} names")
 
 
@@ -239,9 +243,13 @@ class _MeanIoU:
         device: str | torch.device = "cpu",
         **kwargs: Any,
     ) -> None:
+        check_flag("reduce_labels", reduce_labels)
         if reduce_labels and ignore_index is None:
             raise ValueError("reduce_labels=True turns label 0 into ignore_index, which must then be an integer")
-        self.confusion_matrix = ConfusionMatrix(2 if num_labels == 1 else num_labels, ignore_index, device)
+        if nan_to_num is not None and not isinstance(nan_to_num, numbers.Real):
+            raise ValueError(f"nan_to_num must be a number or None, received {nan_to_num!r:.99}")
+        is_one = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool) and num_labels == 1
+        self.confusion_matrix = ConfusionMatrix(2 if is_one else num_labels, ignore_index, device)
         self.reduce_labels, self.nan_to_num = reduce_labels, nan_to_num
         self._stored = 0
         super().__init__(**kwargs)

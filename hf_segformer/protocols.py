@@ -20,6 +20,7 @@ from typing import Any
 from PIL.Image import Resampling
 
 from .data.transforms import rescaled_size
+from .image_inputs_segformer import check_flag
 
 Size = tuple[int, int]  # height, width
 
@@ -68,10 +69,11 @@ class Protocol:
     nvlabs_ratios: tuple[float, ...] = NVLABS_RATIOS
 
     def __post_init__(self):
-        if self.resize not in ("processor", "stretch", "keep-ratio", "none"):
+        if not isinstance(self.resize, str) or self.resize not in ("processor", "stretch", "keep-ratio", "none"):
             raise ValueError(f"resize must be processor, stretch, keep-ratio or none, got {self.resize!r}")
-        if self.tta not in TTA_METHODS:
+        if not isinstance(self.tta, str) or self.tta not in TTA_METHODS:
             raise ValueError(f"tta must be one of {', '.join(TTA_METHODS)}, got {self.tta!r}")
+        check_flag("one_step", self.one_step)
         if (self.scale is not None) != (self.resize in ("stretch", "keep-ratio")):
             raise ValueError(f"scale belongs to resize stretch and keep-ratio, got {self.scale} with {self.resize!r}")
         for name in ("scale", "crop_size", "stride"):
