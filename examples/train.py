@@ -254,7 +254,11 @@ def train(
             raise ValueError(f"max_steps must be at least the {progress.step} steps of {state}, got {args.max_steps}")
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if args.report_to:
-        accelerator.init_trackers("segformer", config=settings)
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+            for name, value in settings.items()
+        }
+        accelerator.init_trackers("segformer", config=plain)
     loader = build_loader(args, recipe, accelerator, image_processor, data, progress.step)
     guard = DivergenceGuard(accelerator, model, optimizer, partial(files_of_step, loader), progress.step, state)
     batches = batches_of(loader)

@@ -367,11 +367,9 @@ def _check_options(options: SimpleNamespace) -> None:
         raise ValueError(f"size must have shortest_edge and longest_edge with keep_ratio=True, got {size}")
     if options.pad_size is not None and dict(options.pad_size).keys() != {"height", "width"}:
         raise ValueError(f"pad_size must have the keys height and width, got {dict(options.pad_size)}")
-    divisor = options.size_divisor
-    if divisor is not None and (
-        isinstance(divisor, bool) or not isinstance(divisor, int) or not 1 <= divisor < _PIXELS
-    ):
-        raise ValueError(f"size_divisor must be a whole number of at least 1 and below 2**31, got {divisor}")
+    divisor = 1 if options.size_divisor is None else options.size_divisor
+    if type(divisor) is not int or not 1 <= divisor < _PIXELS:
+        raise ValueError(f"size_divisor must be a whole number below 2**31 and at least 1, got {divisor}")
     if not options.antialias and options.resample not in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST):
         raise ValueError(
             f"resample must be BILINEAR (2) or NEAREST (0) with antialias=False, got {options.resample!r}"

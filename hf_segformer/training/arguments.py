@@ -183,7 +183,7 @@ class TrainArguments(DataArguments):
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be > 0 and finite, got {value}")
+                raise ValueError(f"{name} must be {'> 0' if value <= 0 else 'finite'}, got {value}")
         if self.seed >= 1 << 63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         for name in ("seed", "weight_decay"):
