@@ -253,6 +253,9 @@ def trained(tmp_path_factory):
 def test_run_follows_the_recipe_and_says_so(trained):
     folder, _, printed = trained
     written = json.loads((folder / "out" / "recipe.json").read_text())
+    assert (
+        written.pop("launch")["num_processes"] == 1 and not written.pop("changes") and not written.pop("bad_samples")
+    )
     expected = get_recipe("ade20k-b0").to_dict() | {
         "max_steps": 2,
         "warmup_steps": 0,
