@@ -264,9 +264,8 @@ def sort_out(folder: str | os.PathLike, suffixes: Sequence[str], left_out: LeftO
     """
     for name, kind in scan(folder):
         path = os.path.join(folder, name)
-        inner = sum(1 for _ in _pictures_below(path, suffixes)) if kind == "folder" else 0
-        if inner:
-            for picture in _pictures_below(path, suffixes):
+        if inner := list(_pictures_below(path, suffixes)) if kind == "folder" else []:
+            for picture in inner:
                 left_out.add("file in a sub-folder", picture)
         elif kind:
             left_out.add(kind, path)
