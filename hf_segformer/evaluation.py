@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .data import SegmentationData, undecoded
-from .data.workers import ErrorsAsValues, batches_of
+from .data.workers import ErrorsAsValues, batches_of, cores_of_this_process
 from .inference import NetworkInputs, inference_of, prepare_inputs, segment_inputs
 from .metrics import ConfusionMatrix
 from .protocols import Protocol
@@ -211,13 +211,7 @@ def share_cpu_threads(accelerator: Accelerator, num_threads: int | None = None) 
     if num_threads is None and asked.isdigit() and int(asked) > 1:
         num_threads = int(asked)
     if accelerator.device.type == "cpu":
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(num_threads or max(_usable_cores() // local_processes, 1))
-
-
-def _usable_cores() -> int:
-    # Linux alone tells which cores this process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(num_threads or cores_of_this_process(accelerator.num_processes))
 
 
 def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -21,6 +21,7 @@ from .check_cache import CheckCache, Entry, sample_key
 from .files import StorageError
 from .samples import MissingSplit, SegmentationData, check_sample, place_of, undecoded
 from .sampling import ON_BAD_SAMPLE
+from .workers import cores_of_this_process
 
 if TYPE_CHECKING:
     import datasets
@@ -146,7 +147,7 @@ class _Checks:
         self.deadline = time.monotonic() + seconds if seconds else math.inf
         self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.is_main = self.rank == 0
-        self.threads = num_workers or _cores_of_this_process(self.processes)
+        self.threads = num_workers or min(cores_of_this_process(self.processes), 16)
         self.stopped = threading.Event()
 
     def run(self, rows: datasets.Dataset | datasets.IterableDataset, split: str) -> _Found:
@@ -251,12 +252,6 @@ class _Checks:
         for part in parts[1:]:
             parts[0] += part
         return parts[0]
-
-
-def _cores_of_this_process(processes: int) -> int:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // here, 1), 16)
 
 
 def _evenly_spaced(length: int, count: int) -> list[int]:

@@ -1,13 +1,26 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Samples from worker processes, whose errors arrive as they were raised."""
+"""Samples from worker processes, whose errors arrive as they were raised, and the cores that a process may use."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
+
+
+def cores_of_this_process(processes: int) -> int:
+    """Return the cores that each of the processes on this machine gets when they share it evenly, at least 1.
+
+    Args:
+        processes: Number of processes of the run, for launchers that do not tell how many of them are here.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    # Linux alone tells which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // here, 1)
 
 
 class WorkerDied(OSError):
