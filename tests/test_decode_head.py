@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_segformer import SegformerForSemanticSegmentation
-from hf_segformer.plain_segformer import is_plain
+from engine_paths import runs
+from hf_segformer import SegformerForSemanticSegmentation, engine
+from hf_segformer.engine.eligibility import no_plain
 from largest_tensor import LargestTensor
 from oracles import run_oracle
-from textbook_head import HEADS, make, textbook
+from textbook_head import DECODE, HEADS, make, textbook
 
 
 @HEADS
@@ -25,18 +26,31 @@ def test_equals_the_textbook_form(batch, size, conv_width, training, tiny_config
     sizes = [(batch, channels, *half) for channels, half in zip((8, 16, 24, 32), halves, strict=True)]
     maps = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
     expected = textbook(head, maps, conv_width is not None)
-    logits = head(maps)
-    assert torch.allclose(logits, expected, rtol=1e-10, atol=1e-10)
-    weights = torch.randn_like(expected)
-    parameters = [*maps, *head.parameters()]
-    for ours, theirs in zip(
-        torch.autograd.grad((logits * weights).sum(), parameters),
-        torch.autograd.grad((expected * weights).sum(), parameters),
-        strict=True,
-    ):
-        assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-9)
+    with runs({DECODE: "head_training_in_bands" if training else "composed_head"}):
+        logits = head(maps)
+    with engine.off():
+        as_written = head(maps)
+    weights, parameters = torch.randn_like(expected), [*maps, *head.parameters()]
+    theirs = torch.autograd.grad((expected * weights).sum(), parameters)
+    for result in (logits, as_written):
+        assert torch.allclose(result, expected, rtol=1e-10, atol=1e-10)
+        for ours, gradient in zip(torch.autograd.grad((result * weights).sum(), parameters), theirs, strict=True):
+            assert torch.allclose(ours, gradient, rtol=1e-8, atol=1e-9)
 
 
+@HEADS
+@pytest.mark.parametrize("batch, size", [(2, (33, 27)), (1, (9, 7))], ids=str)
+def test_inference_equals_the_textbook_form(batch, size, conv_width, tiny_config, randomize):
+    head = make(tiny_config, randomize, conv_width).double().eval().decode_head
+    halves = [[-(-side // (1 << stage)) for side in size] for stage in range(4)]
+    maps = [torch.randn(batch, width, *half).double() for width, half in zip((8, 16, 24, 32), halves, strict=True)]
+    with torch.no_grad():
+        with runs({DECODE: "head_in_bands"}):
+            logits = head(maps)
+        assert torch.allclose(logits, textbook(head, maps, conv_width is not None), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.engine
 @HEADS
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_never_builds_the_concatenation(conv_width, training, tiny_config, randomize):
@@ -46,8 +60,8 @@ def test_never_builds_the_concatenation(conv_width, training, tiny_config, rando
     with LargestTensor() as plain:
         head(maps).sum().backward()
     assert plain.numel <= concatenation // 4
-    with LargestTensor() as control, torch.no_grad():
-        head._fuse_concatenated([feature_map.permute(0, 2, 3, 1) for feature_map in maps])
+    with LargestTensor() as control, engine.off():
+        head(maps)
     assert control.numel >= concatenation
 
 
@@ -65,7 +79,8 @@ MODULES = ["linear_c.0", "linear_c.2", "linear_c.0.proj", "linear_c.3.proj", "li
 @pytest.mark.parametrize("name", MODULES)
 def test_forward_hooks_take_effect(name, conv_width, tiny_config, randomize):
     model = make(tiny_config, randomize, conv_width)
-    before = logits_of(model)
+    with runs({DECODE: "head_in_bands"}):
+        before = logits_of(model)
     handle = model.decode_head.get_submodule(name).register_forward_hook(lambda module, args, output: 2 * output + 1)
     hooked = logits_of(model)
     assert not torch.allclose(hooked, before, atol=1e-3)
@@ -83,7 +98,8 @@ def test_forward_hooks_take_effect(name, conv_width, tiny_config, randomize):
 @pytest.mark.parametrize("name", ["linear_c.1.proj", "linear_fuse"])
 def test_pre_hooks_and_replaced_forwards_take_effect(name, tiny_config, randomize):
     model = make(tiny_config, randomize)
-    before = logits_of(model)
+    with runs({DECODE: "head_in_bands"}):
+        before = logits_of(model)
     module = model.decode_head.get_submodule(name)
     handle = module.register_forward_pre_hook(lambda module, args: (3 * args[0],))
     hooked = logits_of(model)
@@ -154,6 +170,8 @@ def test_parametrised_weights_take_effect(tiny_config, randomize):
 
     model = make(tiny_config, randomize)
     expected = make(tiny_config, randomize)
+    with runs({DECODE: "head_in_bands"}):
+        logits_of(model)
     with torch.no_grad():
         for name in ("linear_c.1.proj", "linear_fuse"):
             expected.decode_head.get_submodule(name).weight.mul_(3)
@@ -193,10 +211,10 @@ def test_functional_call_takes_effect(tiny_config, randomize):
 
 def test_sharded_weights_are_not_plain():
     layer = nn.Linear(4, 6)
-    assert is_plain(layer, nn.Linear)
+    assert no_plain(layer, nn.Linear, "it") == ""
     layer.weight.data = layer.weight.data.flatten()[:0]  # as ZeRO-3 leaves it between forward passes
-    assert not is_plain(layer, nn.Linear)
-    assert not is_plain(nn.SyncBatchNorm(4), nn.BatchNorm2d)
+    assert no_plain(layer, nn.Linear, "it") == "the weight of it is sharded or packed"
+    assert "it is a SyncBatchNorm" in no_plain(nn.SyncBatchNorm(4), nn.BatchNorm2d, "it")
 
 
 def test_dropout_mode(tiny_config):

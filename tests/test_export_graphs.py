@@ -1,15 +1,21 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Exported, traced and compiled graphs: the head without its concatenation, any size, weights that stay parameters."""
+"""Exported, traced and compiled graphs: the head without its concatenation, any size, weights that stay parameters.
+
+Within `engine.off()` they hold what the textbook writes.
+"""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_segformer import SegformerForSemanticSegmentation
-from hf_segformer.plain_segformer import is_plain
+from hf_segformer import SegformerForSemanticSegmentation, engine
+from hf_segformer.engine.eligibility import no_plain
 from textbook_head import HEADS, make
 
 SHAPE = (2, 3, 64, 96)
@@ -57,6 +63,12 @@ def exported(model, pixel_values, **options):
     return torch.export.export(model, (pixel_values,), **options).module()
 
 
+AXES = {"pixel_values": {0: "batch", 2: "height", 3: "width"}, "logits": {0: "batch", 2: "rows", 3: "columns"}}
+ONNX = {
+    "onnx": {"dynamo": True},
+    "onnx legacy 14": {"dynamo": False, "opset_version": 14, "dynamic_axes": AXES},
+    "onnx legacy 18": {"dynamo": False, "opset_version": 18, "dynamic_axes": AXES},
+}
 GRAPHS = {
     "export": exported,
     "export strict": lambda model, pixel_values: exported(model, pixel_values, strict=True),
@@ -126,33 +138,69 @@ def assert_close(ours, theirs):
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def concatenations(kind, model, folder):
+def switched(enabled):
+    return nullcontext() if enabled else engine.off()
+
+
+def concatenations(kind, model, folder, enabled=True):
     """Shapes of the feature maps that the graph of a kind concatenates; its logits must be right."""
     pixel_values = torch.randn(SHAPE)
+    with switched(enabled):
+        if kind in GRAPHS:
+            graph = GRAPHS[kind](model, pixel_values)
+        else:
+            file = write_onnx(model, pixel_values, folder / "model.onnx", **ONNX[kind])
+    # What is written down stays, whatever is switched on when it is run.
     if kind in GRAPHS:
-        graph = GRAPHS[kind](model, pixel_values)
         with Concatenations() as seen, torch.no_grad():
             logits = graph(pixel_values)
         shapes = seen.shapes
     else:
-        file = write_onnx(model, pixel_values, folder / "model.onnx", dynamo=kind == "onnx")
         logits, shapes = run_onnx(file, pixel_values)["logits"], onnx_concatenations(file, pixel_values)
         assert work_on_weights_alone(file, pixel_values) == []
     assert_close(logits, model(pixel_values))
     return [shape for shape in shapes if len(shape) == 4]
 
 
+@pytest.mark.engine
 @HEADS
-@pytest.mark.parametrize("kind", [*GRAPHS, "onnx", "onnx legacy"])
+@pytest.mark.parametrize("kind", [*GRAPHS, *ONNX])
 def test_no_graph_holds_the_concatenation(kind, conv_width, tiny_config, randomize, tmp_path):
     assert concatenations(kind, make_plain(tiny_config, randomize, conv_width), tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["export", "compile", "trace", "onnx legacy"])
+@HEADS
+@pytest.mark.parametrize("kind", [*GRAPHS, *ONNX])
+def test_every_graph_of_the_textbook_holds_it(kind, conv_width, tiny_config, randomize, tmp_path):
+    model = make_plain(tiny_config, randomize, conv_width)
+    assert concatenations(kind, model, tmp_path, enabled=False) == [CONCATENATION]
+
+
+@pytest.mark.parametrize("kind", ["export", "compile", "trace", "onnx legacy 18"])
 def test_the_concatenation_is_found_where_it_must_be(kind, tiny_config, randomize, tmp_path):
     assert concatenations(kind, make_hooked(tiny_config, randomize), tmp_path) == [CONCATENATION]
 
 
+@pytest.mark.engine
+@HEADS
+def test_a_compiled_model_is_compiled_anew_where_the_engine_is_off(conv_width, tiny_config, randomize):
+    model, pixel_values = make_plain(tiny_config, randomize, conv_width), torch.randn(SHAPE)
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("eager")
+    compiled, counted, results = torch.compile(model, fullgraph=True, backend=backend), [], []
+    for enabled in (True, True, False, False, True):
+        with switched(enabled), torch.no_grad():
+            results.append(compiled(pixel_values))
+        counted.append(backend.frame_count)
+    assert counted == [1, 1, 2, 2, 2]
+    assert [sum(node.target is torch.cat for node in graph.graph.nodes) for graph in backend.graphs] == [0, 1]
+    assert all(torch.equal(results[index], results[0]) for index in (1, 4)) and torch.equal(results[2], results[3])
+    with torch.no_grad(), engine.off():
+        assert torch.equal(results[2], model(pixel_values))
+    assert_close(results[0], results[2])
+
+
+@pytest.mark.engine
 def test_onnx_files_resize_what_a_convolution_gives(tiny_config, randomize, tmp_path):
     onnx = pytest.importorskip("onnx")
     file = write_onnx(make_plain(tiny_config, randomize), torch.randn(SHAPE), tmp_path / "model.onnx", dynamo=True)
@@ -169,6 +217,7 @@ class HoldsTwice(Logits):
         self.head, self.last = network.decode_head, network.decode_head.linear_c[3].proj
 
 
+@pytest.mark.engine
 def test_modules_held_twice(tiny_config, randomize, tmp_path):
     model = HoldsTwice(make_plain(tiny_config, randomize).network).eval()
     assert concatenations("export", model, tmp_path) == []
@@ -239,12 +288,13 @@ def test_what_is_plain_among_fake_tensors():
     layer = nn.Linear(4, 6)
     with FakeTensorMode() as mode:
         layer.weight = nn.Parameter(mode.from_tensor(layer.weight))
-        assert type(layer.weight) is FakeTensor and is_plain(layer, nn.Linear)
+        assert type(layer.weight) is FakeTensor and not no_plain(layer, nn.Linear, "it")
         layer.weight = nn.Parameter(mode.from_tensor(torch.ones(6, 2)))  # not the shape the layer was built with
-        assert not is_plain(layer, nn.Linear)
+        assert no_plain(layer, nn.Linear, "it") == "the weight of it is sharded or packed"
     quantised = Quantised(torch.ones(6, 4, dtype=torch.int8), torch.ones(6, 1))
     layer.weight = nn.Parameter(FakeTensorMode().from_tensor(quantised), requires_grad=False)
-    assert type(layer.weight.values) is FakeTensor and not is_plain(layer, nn.Linear)
+    assert type(layer.weight.values) is FakeTensor
+    assert no_plain(layer, nn.Linear, "it") == "the weight of it is a Quantised of torch.float32"
 
 
 def test_sharded_fake_weights_are_not_plain():
@@ -257,29 +307,31 @@ def test_sharded_fake_weights_are_not_plain():
         sharded = distribute_tensor(layer.weight.detach(), init_device_mesh("cpu", (1,)))
         layer.weight = nn.Parameter(FakeTensorMode().from_tensor(sharded))
         assert isinstance(layer.weight, DTensor) and type(layer.weight.to_local()) is FakeTensor
-        assert not is_plain(layer, nn.Linear)
+        assert no_plain(layer, nn.Linear, "it") == "the weight of it is a DTensor of torch.float32"
     finally:
         distributed.destroy_process_group()
 
 
 @HEADS
-@pytest.mark.parametrize("kind", ["export", "trace", "compile"])
-def test_weights_loaded_afterwards_take_effect(kind, conv_width, tiny_config, randomize):
+@pytest.mark.parametrize("enabled", [True, False], ids=["on", "off"])
+@pytest.mark.parametrize("kind", ["export", "export strict", "trace", "compile"])
+def test_weights_loaded_afterwards_take_effect(kind, enabled, conv_width, tiny_config, randomize):
     model, pixel_values = make_plain(tiny_config, randomize, conv_width), torch.randn(SHAPE)
     other = randomize(make_plain(tiny_config, randomize, conv_width), seed=1)
-    with torch.no_grad():
+    with torch.no_grad(), switched(enabled):
         if kind == "compile":
+            torch._dynamo.reset()
             graph, target = torch.compile(model, fullgraph=True, backend="aot_eager"), model
         else:
             graph = target = GRAPHS[kind](model, pixel_values)
         before, expected = graph(pixel_values), other(pixel_values)
-        target.load_state_dict(other.state_dict())
+        # Strict export leaves out BatchNorm's counter.
+        target.load_state_dict({name: other.state_dict()[name] for name in target.state_dict()})
         assert not torch.allclose(before, expected, atol=1e-3)
         assert_close(graph(pixel_values), expected)
 
 
 SIZES = [(1, 29, 29), (3, 75, 101), (2, 96, 64), (1, 31, 130)]
-AXES = {"pixel_values": {0: "batch", 2: "height", 3: "width"}, "logits": {0: "batch", 2: "rows", 3: "columns"}}
 
 
 def assert_right_at_all_sizes(file, model):
@@ -290,12 +342,15 @@ def assert_right_at_all_sizes(file, model):
 
 
 @HEADS
+@pytest.mark.parametrize("enabled", [True, False], ids=["on", "off"])
 @pytest.mark.parametrize("attention, opset", [("sdpa", 14), ("sdpa", 18), ("eager", 17)])
-def test_legacy_onnx_of_any_size(attention, opset, conv_width, tiny_config, randomize, tmp_path):
+def test_legacy_onnx_of_any_size(attention, opset, enabled, conv_width, tiny_config, randomize, tmp_path):
     model = make_plain(tiny_config, randomize, conv_width)
     model.network.set_attn_implementation(attention)
     options = {"dynamo": False, "opset_version": opset, "dynamic_axes": AXES}
-    assert_right_at_all_sizes(write_onnx(model, torch.randn(SHAPE), tmp_path / "model.onnx", **options), model)
+    with switched(enabled):
+        file = write_onnx(model, torch.randn(SHAPE), tmp_path / "model.onnx", **options)
+    assert_right_at_all_sizes(file, model)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 29, 29), (1, 3, 128, 64)], ids=str)

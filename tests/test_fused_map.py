@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_segformer import SegformerForSemanticSegmentation, decode_head_segformer, fused_map_segformer
+from engine_paths import runs
+from hf_segformer import SegformerForSemanticSegmentation, engine
+from hf_segformer.engine import decode_head, fused_map
 from largest_tensor import LargestTensor
-from textbook_head import HEADS, make, textbook
+from textbook_head import DECODE, HEADS, make, textbook
 
 SIZES = [(2, 8, 33, 27), (2, 16, 17, 14), (2, 24, 9, 7), (2, 32, 5, 4)]
-TRAINING = decode_head_segformer.SegformerDecodeHead
+IN_BANDS = "head_training_in_bands"
 
 
 def feature_maps(dtype=torch.float64):
@@ -25,10 +27,11 @@ def feature_maps(dtype=torch.float64):
 @HEADS
 @pytest.mark.parametrize("limit", [1, 30_000, 1 << 40])
 def test_bands_of_any_size_equal_the_textbook_form(limit, conv_width, tiny_config, randomize, monkeypatch):
-    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", limit)
+    monkeypatch.setattr(fused_map, "_BAND_BYTES", limit)
     head, maps = make(tiny_config, randomize, conv_width).double().train().decode_head, feature_maps()
     expected = textbook(head, maps, conv_width is not None)
-    logits = head(maps)
+    with runs({DECODE: IN_BANDS}):
+        logits = head(maps)
     assert torch.allclose(logits, expected, rtol=1e-10, atol=1e-10)
     weights, parameters = torch.randn_like(expected), [*maps, *head.parameters()]
     for ours, theirs in zip(
@@ -39,34 +42,34 @@ def test_bands_of_any_size_equal_the_textbook_form(limit, conv_width, tiny_confi
         assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.engine
 def test_running_statistics_are_those_of_batch_norm(tiny_config, randomize, monkeypatch):
-    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", 30_000)
+    monkeypatch.setattr(fused_map, "_BAND_BYTES", 30_000)
     head = make(tiny_config, randomize).double().train().decode_head
     with torch.no_grad():
         head.linear_c[3].proj.bias += 1e4  # a mean far from zero, where E[x^2] - E[x]^2 would lose digits
     whole, maps = copy.deepcopy(head), feature_maps()
-    monkeypatch.setattr(type(whole), "_may_train_in_bands", lambda self, _: self is head)
     for _ in range(2):
-        head(maps), whole(maps)
+        with runs({DECODE: IN_BANDS}):
+            head(maps)
+        with engine.off():
+            whole(maps)
     for name, buffer in head.batch_norm.named_buffers():
         assert torch.allclose(buffer, whole.batch_norm.get_buffer(name), rtol=1e-10), name
     assert head.batch_norm.num_batches_tracked == 2
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("mode", ["element", "channel"])
 def test_dropout_drops_before_the_classifier(mode, tiny_config, randomize, monkeypatch):
-    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", 30_000)
+    monkeypatch.setattr(fused_map, "_BAND_BYTES", 30_000)
     head = make(tiny_config, randomize, classifier_dropout_mode=mode).double().train().decode_head
-    head.dropout.p, masks, maps = 0.4, [], feature_maps()
-    draw = decode_head_segformer._dropout_mask
-
-    def remember(*arguments):
-        masks.append(draw(*arguments))
-        return masks[-1]
-
-    monkeypatch.setattr(decode_head_segformer, "_dropout_mask", remember)
-    logits = head(maps)
-    ((keep, scale),) = masks
+    head.dropout.p, maps = 0.4, feature_maps()
+    torch.manual_seed(0)
+    with runs({DECODE: IN_BANDS}):
+        logits = head(maps)
+    torch.manual_seed(0)
+    keep, scale = decode_head._dropout_mask(head.dropout, (2, 33, 27, 20))
     factor = keep.double().expand(2, 33 * 27, 20).reshape(2, 33, 27, 20).permute(0, 3, 1, 2) * scale
 
     class Masked(nn.Module):
@@ -75,7 +78,8 @@ def test_dropout_drops_before_the_classifier(mode, tiny_config, randomize, monke
 
     whole = copy.deepcopy(head)
     whole.dropout = Masked()
-    expected = whole(maps)
+    with engine.off():
+        expected = whole(maps)
     assert torch.allclose(logits, expected, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(
         torch.autograd.grad(logits.square().sum(), [*maps, *head.parameters()]),
@@ -89,7 +93,7 @@ def test_dropout_drops_before_the_classifier(mode, tiny_config, randomize, monke
 def test_dropout_keeps_the_mean(p):
     shape = (2, 64, 64, 31)
     torch.manual_seed(0)
-    keep, scale = decode_head_segformer._dropout_mask(nn.Dropout(p), shape)
+    keep, scale = decode_head._dropout_mask(nn.Dropout(p), shape)
     assert keep.shape == (2, 64 * 64, 31) and keep.dtype == torch.bool
     assert scale == pytest.approx(1 / (1 - p), rel=1e-4)
     flat = keep.flatten().float()
@@ -99,23 +103,23 @@ def test_dropout_keeps_the_mean(p):
     pairs = (flat[:-1] * flat[1:]).mean()
     assert pairs == pytest.approx((1 - p) ** 2, abs=0.01)
     torch.manual_seed(0)
-    again, _ = decode_head_segformer._dropout_mask(nn.Dropout(p), shape)
+    again, _ = decode_head._dropout_mask(nn.Dropout(p), shape)
     assert torch.equal(keep, again)
 
 
 def test_dropout_at_its_ends():
     shape = (1, 4, 4, 3)
-    assert decode_head_segformer._dropout_mask(nn.Dropout(0.0), shape) == (None, 1.0)
-    assert decode_head_segformer._dropout_mask(nn.Dropout(0.3).eval(), shape) == (None, 1.0)
+    assert decode_head._dropout_mask(nn.Dropout(0.0), shape) == (None, 1.0)
+    assert decode_head._dropout_mask(nn.Dropout(0.3).eval(), shape) == (None, 1.0)
     for dropout in (nn.Dropout(1.0), nn.Dropout2d(1.0)):
-        keep, _ = decode_head_segformer._dropout_mask(dropout, shape)
+        keep, _ = decode_head._dropout_mask(dropout, shape)
         assert not keep.any()
 
 
 def test_dropout_of_any_size(monkeypatch):
-    monkeypatch.setattr(decode_head_segformer, "_RANDOM_NUMBERS", 3)
+    monkeypatch.setattr(decode_head, "_RANDOM_NUMBERS", 3)
     torch.manual_seed(0)
-    keep, _ = decode_head_segformer._dropout_mask(nn.Dropout(0.5), (1, 5, 7, 3))
+    keep, _ = decode_head._dropout_mask(nn.Dropout(0.5), (1, 5, 7, 3))
     assert keep.shape == (1, 35, 3) and 0.3 < keep.float().mean() < 0.7
     rows = keep.flatten()[:96].view(8, 12)
     assert len({tuple(row.tolist()) for row in rows}) == 8  # the numbers are drawn anew, not used again
@@ -144,16 +148,16 @@ def test_a_single_point_is_refused_as_by_batch_norm(tiny_config, randomize):
         head([torch.randn(1, channels, 1, 1) for channels in (8, 16, 24, 32)])
 
 
+@pytest.mark.engine
 def test_no_map_of_the_whole_width_exists(tiny_config, randomize, monkeypatch):
-    monkeypatch.setattr(fused_map_segformer, "_BAND_BYTES", 20_000)
+    monkeypatch.setattr(fused_map, "_BAND_BYTES", 20_000)
     head = make(tiny_config, randomize, num_labels=3).train().decode_head
     maps = [torch.randn(2, channels, 64 >> stage, 64 >> stage) for stage, channels in enumerate((8, 16, 24, 32))]
     fused = 2 * 20 * 64 * 64
     with LargestTensor() as bands:
         head(maps).sum().backward()
     assert bands.numel < fused // 2
-    monkeypatch.setattr(TRAINING, "_may_train_in_bands", lambda *_: False)
-    with LargestTensor() as whole:
+    with LargestTensor() as whole, engine.off():
         head(maps).sum().backward()
     assert whole.numel >= fused
 
@@ -161,7 +165,8 @@ def test_no_map_of_the_whole_width_exists(tiny_config, randomize, monkeypatch):
 @pytest.mark.parametrize("name", ["batch_norm", "activation", "dropout", "classifier", "linear_fuse"])
 def test_hooks_are_called_in_training(name, tiny_config, randomize):
     head = make(tiny_config, randomize).double().train().decode_head
-    before, calls = head(feature_maps()), []
+    with runs({DECODE: IN_BANDS}):
+        before, calls = head(feature_maps()), []
     head.get_submodule(name).register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
     assert torch.allclose(head(feature_maps()), before, rtol=1e-10)
     assert len(calls) == 1
@@ -176,43 +181,49 @@ def test_frozen_statistics_stay_frozen(tiny_config, randomize):
     assert head.batch_norm.weight.grad.abs().sum() > 0
 
 
-def test_half_precision_and_autocast_take_the_plain_form(tiny_config, randomize):
+def test_half_precision_and_autocast_hold_the_whole_map(tiny_config, randomize):
     model = make(tiny_config, randomize).train()
     pixel_values, labels = torch.randn(2, 3, 64, 64), torch.randint(5, (2, 64, 64))
-    full = model(pixel_values, labels=labels).loss
-    with torch.autocast("cpu", torch.bfloat16):
+    with runs({DECODE: IN_BANDS}):
+        full = model(pixel_values, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16), runs({DECODE: "composed_head"}):
         mixed = model(pixel_values, labels=labels).loss
-    half = copy.deepcopy(model).bfloat16()(pixel_values.bfloat16(), labels=labels).loss
+    with runs({DECODE: "composed_head"}):
+        half = copy.deepcopy(model).bfloat16()(pixel_values.bfloat16(), labels=labels).loss
     for loss in (mixed, half):
         assert loss.item() == pytest.approx(full.item(), rel=0.05)
         loss.backward()
 
 
+@pytest.mark.engine
 def test_there_is_no_second_derivative(tiny_config, randomize):
     head, maps = make(tiny_config, randomize).double().train().decode_head, feature_maps()
     (gradient,) = torch.autograd.grad(head(maps).square().sum(), maps[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+    with engine.off():
+        (gradient,) = torch.autograd.grad(head(maps).square().sum(), maps[0], create_graph=True)
+    gradient.sum().backward()
 
 
-def test_training_reduces_the_loss_as_the_plain_form_does(tiny_config, randomize, monkeypatch):
-    """Ten steps of both forms: the same losses."""
-    losses = {}
-    for bands in (True, False):
-        if not bands:
-            monkeypatch.setattr(TRAINING, "_may_train_in_bands", lambda *_: False)
+@pytest.mark.engine
+def test_training_reduces_the_loss_as_the_textbook_does(tiny_config, randomize):
+    """Ten steps both ways: the same losses."""
+    losses = []
+    for way in (lambda: runs({DECODE: IN_BANDS}), engine.off):
         model = make(tiny_config, randomize).double().train()
         assert isinstance(model, SegformerForSemanticSegmentation)
         generator = torch.Generator().manual_seed(0)
         pixel_values = torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=generator)
         labels = F.interpolate(pixel_values[:, :1], scale_factor=1.0)[:, 0].gt(0).long()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        losses[bands] = []
+        optimizer, lost = torch.optim.AdamW(model.parameters(), lr=1e-3), []
         for _ in range(10):
-            loss = model(pixel_values, labels=labels).loss
-            losses[bands].append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
+            with way():
+                loss = model(pixel_values, labels=labels).loss
+                optimizer.zero_grad()
+                loss.backward()
+            lost.append(loss.item())
             optimizer.step()
-    assert losses[True] == pytest.approx(losses[False], rel=1e-6)
-    assert losses[True][-1] < losses[True][0]
+        losses.append(lost)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0][-1] < losses[0][0]

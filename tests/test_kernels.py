@@ -14,20 +14,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_segformer import (
-    SegformerForSemanticSegmentation,
-    kernel_choice_segformer,
-    kernels_segformer,
-    map_kernels_segformer,
-)
-from hf_segformer.decode_head_segformer import SegformerDecodeHead
-from hf_segformer.encoder_segformer import SegformerMixFFN
-from hf_segformer.functional_segformer import upsample_argmax, upsample_cross_entropy_sum
+from hf_segformer import SegformerForSemanticSegmentation, engine
+from hf_segformer.engine import kernel_choice, triton_maps, triton_scores
+from hf_segformer.modeling_segformer import SegformerDecodeHead, SegformerMixFFN
+from hf_segformer.scores.cross_entropy import upsample_cross_entropy, upsample_cross_entropy_sum
+from hf_segformer.scores.label_map import upsample_argmax
+from pretended_gpu import OnGpu
 from textbook_head import HEADS, make
 from versions import interpreter_fails
 
 KERNELS = ("depthwise_gelu", "upsample_add_relu", "upsample_argmax", "upsample_cross_entropy")
-needs_triton = pytest.mark.skipif(kernels_segformer.triton is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(triton_scores.triton is None, reason="Triton is not installed")
 BLOCK_ROWS = pytest.mark.parametrize(
     "enough, dtype",
     [(1, torch.float32), (1, torch.float16), (1, torch.bfloat16), (1 << 30, torch.float32)],
@@ -39,7 +36,7 @@ PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, tor
 
 @pytest.fixture(autouse=True)
 def no_decisions(monkeypatch):
-    monkeypatch.setattr(kernel_choice_segformer, "_decisions", {})
+    monkeypatch.setattr(kernel_choice, "_decisions", {})
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -58,7 +55,7 @@ def interpreted():
     functions = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for module in (kernels_segformer, map_kernels_segformer):
+        for module in (triton_scores, triton_maps):
             spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
             copy = importlib.util.module_from_spec(spec)
             patch.setitem(sys.modules, module.__name__, copy)  # where the second one finds the first
@@ -252,7 +249,7 @@ def resource_usage(kernel, constants, capability, precision, tmp_path):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     is_map = "channels" in kernel.arg_names
-    options = {"num_warps": map_kernels_segformer.map_warps(4 if precision == "fp32" else 2) if is_map else 4}
+    options = {"num_warps": triton_maps.map_warps(4 if precision == "fp32" else 2) if is_map else 4}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
     (tmp_path / "kernel.cubin").write_bytes(binary)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -266,7 +263,7 @@ def resource_usage(kernel, constants, capability, precision, tmp_path):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name, constants", VARIANTS, ids=lambda value: str(value).strip("_"))
 def test_kernels_compile_without_spills(name, constants, capability, precision, tmp_path):
-    kernel = getattr(map_kernels_segformer, name, None) or getattr(kernels_segformer, name)
+    kernel = getattr(triton_maps, name, None) or getattr(triton_scores, name)
     if precision == "bf16" and not {"source", "first"} & set(kernel.arg_names):
         pytest.skip("the kernel's inputs are float32 always")
     usage = resource_usage(kernel, constants, capability, precision, tmp_path)
@@ -280,33 +277,47 @@ def test_kernels_compile_without_spills(name, constants, capability, precision, 
 # ----------------------------------------------------------------------------------------------------------- in models
 
 
+@pytest.mark.engine
 @HEADS
+@torch.no_grad()
 def test_models_compute_the_same_with_kernels(conv_width, tiny_config, randomize, interpreted, monkeypatch):
     """Each caller passes a kernel what it passes the plain function."""
     model, used = make(tiny_config, randomize, conv_width).eval(), []
 
     def choose_kernel(name, plain, *arguments, by_time=True):
         used.append(name)
+        arguments = [value.as_subclass(torch.Tensor) if isinstance(value, OnGpu) else value for value in arguments]
         return getattr(interpreted, name)(*arguments)
 
-    def run():
-        with torch.no_grad():
-            output = model(pixel_values, labels=labels)
-        return output.loss, output.logits, *upsample_argmax(output.logits, (9, 10), return_confidence=True)
+    def run(kind):
+        logits = model(pixel_values.as_subclass(kind)).logits.as_subclass(torch.Tensor)
+        loss = upsample_cross_entropy(logits, labels)
+        return loss, logits, *upsample_argmax(logits, (9, 10), return_confidence=True)
 
     pixel_values = torch.randn(1, 3, 33, 38, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 5, (1, 9, 7))
-    plain = run()
-    for module in ("encoder", "decode_head"):
-        monkeypatch.setattr(f"hf_segformer.{module}_segformer.may_stream", lambda values: False)
-    monkeypatch.setattr(SegformerMixFFN, "_may_use_kernel", lambda *_: True)
-    monkeypatch.setattr(SegformerDecodeHead, "_may_use_kernel", lambda *_: True)
-    for module in ("encoder", "decode_head", "functional"):
-        monkeypatch.setattr(f"hf_segformer.{module}_segformer.choose", choose_kernel)
-    for actual, expected in zip(run(), plain, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    with engine.off():
+        plain = run(torch.Tensor)
+    for module in ("mix_ffn", "decode_head", "label_map", "cross_entropy"):
+        monkeypatch.setattr(f"hf_segformer.engine.{module}.choose", choose_kernel)
+    # What a kernel returns passes for a GPU's tensor no more, so each layer's tokens are made to again.
+    for layer in model.modules():
+        if isinstance(layer, (SegformerMixFFN, SegformerDecodeHead)):
+            layer.register_forward_pre_hook(on_gpu)
+    with engine.record() as choices:
+        actual = run(OnGpu)
+    for value, expected in zip(actual, plain, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
     layers = sum(model.config.depths)
     assert used == ["depthwise_gelu"] * layers + ["upsample_add_relu", "upsample_cross_entropy", "upsample_argmax"]
+    assert [choice.ran for choice in choices].count("feed_forward_by_kernel") == layers
+
+
+def on_gpu(module, arguments):
+    values, *others = arguments
+    if isinstance(values, torch.Tensor):
+        return values.as_subclass(OnGpu), *others
+    return [value.as_subclass(OnGpu) for value in values], *others
 
 
 # ------------------------------------------------------------------------------------------------------------ on a GPU
@@ -317,13 +328,13 @@ def with_and_without(monkeypatch):
     """Result of a function with kernels, which must have been used without a warning, and without them."""
 
     def compare(function, *names):
-        monkeypatch.setattr(kernel_choice_segformer, "_time", lambda run: -next(counter))
+        monkeypatch.setattr(kernel_choice, "_time", lambda run: -next(counter))
         counter = iter(range(1000, 0, -1))  # the kernel is timed first
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             first = function()
             again = function()
-        decisions = kernel_choice_segformer._decisions
+        decisions = kernel_choice._decisions
         assert {kind[0] for kind in decisions} == set(names) and all(decisions.values())
         monkeypatch.setenv("HF_SEGFORMER_NO_KERNELS", "1")
         plain = function()

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The decode head in its textbook form."""
+"""The decode head in its textbook form, written down anew."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hf_segformer import SegformerForSemanticSegmentation
 
+DECODE = "SegformerDecodeHead.decode"
 HEADS = pytest.mark.parametrize("conv_width", [None, 20], ids=["mlp", "conv"])
 
 

@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of the working buffers on a CPU, found by timing: a band of scores stays in the caches, and is long enough
-# to share among threads. No buffer holds more than this share of all scores, however small the image.
+from ..tracing import must_trace
+
+# Elements of the working buffers on a CPU, found by `python -m hf_segformer.benchmark.constants`: a band of scores
+# stays in the caches, and is long enough to share among threads. No buffer holds more than this share of all scores,
+# however small the image.
 _BAND_ELEMENTS = 1 << 19
 _SLAB_ELEMENTS = 1 << 20
 _LARGEST_SHARE = 1 / 50
@@ -177,15 +180,6 @@ def on_cpu(tensor: Tensor) -> bool:
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """Precision of every computation on the logits."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def must_trace(logits: Tensor) -> bool:
-    """Whether values cannot be looked at: while compiling, exporting or tracing, in `torch.func`, in subclasses."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or logits.is_meta:
-        return True
-    if torch._C._functorch.is_functorch_wrapped_tensor(logits):
-        return True
-    return type(logits) not in (Tensor, torch.nn.Parameter)
 
 
 def finite_scores(logits: Tensor) -> Tensor:

@@ -11,16 +11,17 @@ map, K classes, R rows of a band, n = R*W its points.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .bilinear_segformer import rows_as_images
-from .onednn_segformer import matrix_product
+from ..scores.bilinear import rows_as_images
+from .onednn import matrix_product
 
-# Bytes of a band: two of them should stay in the caches.
+# Bytes of a band: two of them should stay in the caches. Found by `python -m hf_segformer.benchmark.constants`.
 _BAND_BYTES = 3 << 20
 
 
@@ -81,7 +82,19 @@ class NormalizeAndClassify(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, tokens, matrix, norm_weight, norm_bias, eps, keep, scale, weight, bias, *coarse):
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        matrix: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        keep: Tensor | None,
+        scale: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        *coarse: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean, variance = _statistics(tokens, matrix, coarse)
         rstd = torch.rsqrt(variance + eps)
         logits = tokens.new_empty((*tokens.shape[:3], len(weight)))
@@ -97,7 +110,7 @@ class NormalizeAndClassify(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient, *_):
+    def backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # to be asked for once only: gradient checkpointing computes them at that moment
         tokens, matrix, norm_weight, _, _, rstd, _, weight, *coarse = saved
         points = tokens.shape[:3].numel()
@@ -124,7 +137,9 @@ class NormalizeAndClassify(torch.autograd.Function):
         return (*given, *grad_coarse)
 
 
-def _band_gradients(saved: Sequence[Tensor], scale: float, gradient: Tensor):
+def _band_gradients(
+    saved: Sequence[Tensor], scale: float, gradient: Tensor
+) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor, Tensor]]:
     """Bands: image, rows, normalised map, what the classifier saw, gradient before ReLU, gradient of the logits."""
     tokens, matrix, norm_weight, norm_bias, mean, rstd, keep, weight, *coarse = saved
     transposed = weight.t().contiguous()
@@ -141,7 +156,9 @@ def _band_gradients(saved: Sequence[Tensor], scale: float, gradient: Tensor):
 
 def _statistics(tokens: Tensor, matrix: Tensor, coarse: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and variance (E,) over all points, merged from those of the bands so that no digits cancel."""
-    count, mean, squares = 0, 0.0, 0.0
+    count = 0
+    mean: Any = 0.0
+    squares: Any = 0.0
     for _, _, fused in fused_bands(tokens, matrix, coarse):
         added = len(fused)
         center = _column_sums(fused) / added

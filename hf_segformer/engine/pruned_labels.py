@@ -6,7 +6,7 @@ Bilinear interpolation is a convex combination: a cell whose four points agree o
 and in any other cell only a class that somewhere reaches the best class's smallest corner can win.
 
 Shapes: K classes, (n, w) points, (H, W) pixels, M cells, P rows and Q columns of pixels in a cell; points and cells as
-in `bilinear_segformer`.
+in `scores.bilinear`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .bilinear_segformer import BilinearAxis, Slab, bilinear_axis, buffer_elements, finite_scores, slabs
+from ..scores.bilinear import BilinearAxis, Slab, bilinear_axis, buffer_elements, finite_scores, slabs
 
 # Most rows of cells whose labels are decided together on a CPU, the largest share of all scores that their points may
 # be, and elements of the corners looked at in one step: each step makes as many calls as some cell has candidates.
+# Found, like the costs below, by `benchmark.py --post_processing`, which times cells of one and of many candidates.
 _PRUNED_ROWS = 128
 _PRUNED_SHARE = 1 / 20
 _PRUNED_ELEMENTS = 1 << 20
@@ -57,9 +58,9 @@ def _label_slab(logits: Tensor, rows: BilinearAxis, columns: BilinearAxis, slab:
     nearest = winners.gather(1, columns.lower.expand(len(winners), -1))
     torch.index_select(nearest, 0, rows.lower[slab.pixels] - slab.points.start, out=labels[slab.pixels])
     # Operations on so few pixels run in one thread: for so little work, waiting for another costs more than it saves.
-    patch = rows.members.shape[0] * columns.members.shape[0]
+    area = rows.members.shape[0] * columns.members.shape[0]
     corners = 4 * points.shape[2]
-    step = min(buffer_elements(_PRUNED_ELEMENTS, points.shape[2] * labels.numel()) // corners, _SERIAL_PIXELS // patch)
+    step = min(buffer_elements(_PRUNED_ELEMENTS, points.shape[2] * labels.numel()) // corners, _SERIAL_PIXELS // area)
     step = max(step, 1)
     for start in range(0, len(y), step):
         y_part, x_part = y[start : start + step], x[start : start + step]
@@ -108,9 +109,9 @@ def _pruning_pays(points: Tensor, y: Tensor, x: Tensor, slab: Slab, width: int) 
         return True
     classes, cells = points.shape[2], (slab.cells.stop - slab.cells.start) * (points.shape[1] + 1)
     pixels = (slab.pixels.stop - slab.pixels.start) * width / cells
-    # Nanoseconds, fitted on one core. Bands: for each class, per pixel, and per pixel of a row of points. Pruning: for
-    # each mixed cell, itself, per class to find its candidates, and per candidate with its pixels. More threads help
-    # bands alone.
+    # Nanoseconds, fitted on one core to `benchmark.py --post_processing`. Bands: for each class, per pixel, and per
+    # pixel of a row of points. Pruning: for each mixed cell, itself, per class to find its candidates, and per
+    # candidate with its pixels. More threads help bands alone.
     bands = cells * classes * (0.6 * pixels + 4.3 * pixels**0.5) / torch.get_num_threads() ** 0.7
     search = len(y) * (230 + 12 * classes)
     if search > bands:

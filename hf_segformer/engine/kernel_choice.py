@@ -12,11 +12,13 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bilinear_segformer import must_trace
+from ..tracing import must_trace
+from .seam import note
 
 # Largest difference from PyTorch's result, as a share of its largest value. PyTorch rounds between operations, and
 # may convolve float32 in TF32, which has the digits of float16.
@@ -30,7 +32,7 @@ _decisions: dict[tuple, bool] = {}
 _reasons: dict[tuple, str] = {}
 
 
-def choose(name: str, plain: Callable, *arguments, by_time: bool = True):
+def choose(name: str, plain: Callable, *arguments: Any, by_time: bool = True) -> Any:
     """What `plain(*arguments)` gives, or the kernel of that name if it gives the same faster.
 
     A kernel that raises or disagrees is warned about once and not used again for such inputs.
@@ -38,7 +40,7 @@ def choose(name: str, plain: Callable, *arguments, by_time: bool = True):
     The caller sees to it that no gradient has to flow through, and that nobody watches the modules gone around.
 
     Args:
-        name: Function of `kernels_segformer` or `map_kernels_segformer`, which takes the same arguments.
+        name: Function of `triton_scores` or `triton_maps`, which takes the same arguments.
         plain: The same with PyTorch's operations.
         arguments: Tensors and what else there is; the first is a tensor.
         by_time: Whether the faster one is used; otherwise the kernel whenever it agrees. For whatever is trained with:
@@ -46,14 +48,27 @@ def choose(name: str, plain: Callable, *arguments, by_time: bool = True):
             the kernel's own result is returned at the first use already.
     """
     # First what is false on a CPU, where nothing else shall be asked.
-    if not _is_on_gpu(arguments[0]) or not _may_use_kernels(arguments):
+    if not _is_on_gpu(arguments[0]):
+        return plain(*arguments)
+    if refusal := no_kernels(arguments):
+        note(f"no kernel {name}: {refusal}")
         return plain(*arguments)
     kind = (name, torch.is_inference_mode_enabled(), *map(_kind, arguments))
-    if kind not in _decisions:
-        if _is_capturing():
-            return plain(*arguments)
-        return _decide(kind, plain, arguments, by_time)
-    return (_kernels()[name] if _decisions[kind] else plain)(*arguments)
+    if kind in _decisions:
+        result = (_kernels()[name] if _decisions[kind] else plain)(*arguments)
+    elif _is_capturing():
+        note(f"no kernel {name}: a CUDA graph is being captured")
+        return plain(*arguments)
+    else:
+        result = _decide(kind, plain, arguments, by_time)
+    note(f"{'' if _decisions[kind] else 'no '}kernel {name}: {_reasons[kind]}")
+    return result
+
+
+def forget() -> None:
+    """Try every kernel anew at its next use."""
+    _decisions.clear()
+    _reasons.clear()
 
 
 def _is_on_gpu(tensor: Tensor) -> bool:
@@ -65,21 +80,33 @@ def _is_capturing() -> bool:
     return torch.cuda.is_current_stream_capturing()
 
 
-def _may_use_kernels(arguments: Iterable) -> bool:
+def no_kernels(arguments: Iterable) -> str:
+    """What stands in the way of all kernels, "" where nothing does.
+
+    Args:
+        arguments: What a kernel would get; the first is a tensor.
+    """
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    device = tensors[0].device
-    return (
-        # First, so that nothing else is traced by a compiler.
-        not any(must_trace(tensor) or tensor.device != device or not tensor.numel() for tensor in tensors)
-        and os.environ.get("HF_SEGFORMER_NO_KERNELS") != "1"
-        and tensors[0].dtype in _TOLERANCES
-        and not torch.is_autocast_enabled(device.type)
-        # Whoever sets one of these wants numbers that depend neither on timings nor on what is installed.
-        and not torch.are_deterministic_algorithms_enabled()
-        and not torch.backends.cudnn.deterministic
-        and _is_supported(device)
-        and bool(_kernels())
-    )
+    first = tensors[0]
+    # First, so that nothing else is traced by a compiler.
+    if any(map(must_trace, tensors)):
+        return "values cannot be looked at: compiled, exported, in torch.func or of a tensor class"
+    if not _is_on_gpu(first):
+        return f"the device is {first.device.type}, not cuda"
+    if any(tensor.device != first.device or not tensor.numel() for tensor in tensors):
+        return "there are no values, or they lie on several devices"
+    if os.environ.get("HF_SEGFORMER_NO_KERNELS") == "1":
+        return "HF_SEGFORMER_NO_KERNELS is 1"
+    if first.dtype not in _TOLERANCES:
+        return f"there are none for {first.dtype}"
+    if torch.is_autocast_enabled(first.device.type):
+        return "autocast is on"
+    # Whoever sets one of these wants numbers that depend neither on timings nor on what is installed.
+    if torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic:
+        return "deterministic algorithms are asked for"
+    if not _is_supported(first.device):
+        return "the device is not the current one, or not NVIDIA's of compute capability 8.0 or more"
+    return "" if _kernels() else "Triton is not installed"
 
 
 def _is_supported(device: torch.device) -> bool:
@@ -95,14 +122,20 @@ def _is_supported(device: torch.device) -> bool:
 @functools.cache
 def _kernels() -> dict[str, Callable]:
     """Kernels by name; none without Triton. Imported late: on a CPU, Triton's import would be time for nothing."""
-    from .kernels_segformer import triton, upsample_argmax, upsample_cross_entropy
-    from .map_kernels_segformer import depthwise_gelu, upsample_add_relu
+    from .triton_maps import depthwise_gelu, upsample_add_relu
+    from .triton_scores import triton, upsample_argmax, upsample_cross_entropy
 
-    kernels = (depthwise_gelu, upsample_add_relu, upsample_argmax, upsample_cross_entropy)
-    return {} if triton is None else {kernel.__name__: kernel for kernel in kernels}
+    if triton is None:
+        return {}
+    return {
+        "depthwise_gelu": depthwise_gelu,
+        "upsample_add_relu": upsample_add_relu,
+        "upsample_argmax": upsample_argmax,
+        "upsample_cross_entropy": upsample_cross_entropy,
+    }
 
 
-def _kind(argument):
+def _kind(argument: Any) -> Any:
     """What of an argument matters for speed; sizes rounded, so that not every size of image is timed anew."""
     if isinstance(argument, Tensor):
         return argument.device, argument.dtype, _kind(tuple(argument.shape)), argument.is_contiguous()
@@ -111,10 +144,10 @@ def _kind(argument):
     return argument
 
 
-def _decide(kind: tuple, plain: Callable, arguments: tuple, by_time: bool):
+def _decide(kind: tuple, plain: Callable, arguments: tuple, by_time: bool) -> Any:
     """Result of the better way, which is remembered."""
     expected, failure = plain(*arguments), None
-    _decisions[kind] = False
+    _decisions[kind], _reasons[kind] = False, "its trial was interrupted"
     try:
         kernel = _kernels()[kind[0]]
         actual = kernel(*arguments)
@@ -139,7 +172,7 @@ def _decide(kind: tuple, plain: Callable, arguments: tuple, by_time: bool):
     return actual if _decisions[kind] else expected
 
 
-def _agrees(expected, actual) -> bool:
+def _agrees(expected: Any, actual: Any) -> bool:
     if expected is None or actual is None:
         return expected is actual
     if isinstance(expected, tuple):
@@ -154,7 +187,7 @@ def _agrees(expected, actual) -> bool:
     return bool((is_same | (difference <= _TOLERANCES[expected.dtype] * largest)).all())
 
 
-def _by_how_much(expected, actual) -> str:
+def _by_how_much(expected: Any, actual: Any) -> str:
     """Of the first two tensors that do not agree, where they can be compared."""
     if isinstance(expected, tuple) and isinstance(actual, tuple) and len(expected) == len(actual):
         return next(_by_how_much(*pair) for pair in zip(expected, actual, strict=True) if not _agrees(*pair))

@@ -5,7 +5,7 @@
 - `upsample_argmax`: label map and confidence of upsampled logits;
 - `upsample_cross_entropy`: loss of upsampled logits and its gradient.
 
-They take the arguments of the plain functions in whose place `kernel_choice_segformer` calls them; it decides when.
+They take the arguments of the plain functions in whose place `kernel_choice` calls them; it decides when.
 Arithmetic is in float32. No kernel uses atomics, so each gives the same bits every time.
 
 Shapes: B images, K classes, (h, w) points of the logits, (H, W) pixels.
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .bilinear_segformer import finite_scores
+from ..scores.bilinear import finite_scores
 
 try:
     import triton
@@ -84,7 +84,10 @@ def _score(plane, above, below, left, right, v, u):
 
 @jit
 def _add_exponential(total, best, score):
-    """Sum of exp(score - best) with one more score, which may be a new best: one exponential, of what must shrink."""
+    """Sum of exp(score - best) with one more score, which may be a new best.
+
+    One of the two terms is 1; the other is the exponential of minus their distance, so that none overflows.
+    """
     ratio = tl.exp(-tl.abs(score - best))
     return tl.where(score > best, total * ratio + 1, total + ratio)
 
@@ -93,7 +96,7 @@ def _add_exponential(total, best, score):
 
 
 def upsample_argmax(logits: Tensor, size: tuple[int, int], return_confidence: bool) -> tuple[Tensor, Tensor | None]:
-    """Labels and, if wanted, confidences of `functional_segformer.upsample_argmax`.
+    """Labels and, if wanted, confidences of `scores.label_map.upsample_argmax`.
 
     Args:
         logits: (B, K, h, w) of any memory format.
@@ -162,7 +165,7 @@ def _upsample_argmax_kernel(
 def upsample_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Tensor | None, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of the losses of `functional_segformer.upsample_cross_entropy_sum`, and its gradient.
+    """Sum of the losses of `scores.cross_entropy.upsample_cross_entropy_sum`, and its gradient.
 
     A label out of range makes the loss NaN.
 
@@ -180,12 +183,11 @@ def upsample_cross_entropy(
     batch, classes, h, w = scores.shape
     height, width = labels.shape[1:]
     losses, normalizers = torch.empty((2, *labels.shape), device=logits.device)
-    has_weights = class_weights is not None
-    weights = class_weights.detach().to(scores).contiguous() if has_weights else scores
+    weights = scores if class_weights is None else class_weights.detach().to(scores).contiguous()
     geometry = (classes, h, w, height, width, h / height, w / width)
     _upsample_cross_entropy_kernel[(-(-width // _PIXELS), height, batch)](
         *(scores, labels, weights, losses, normalizers, ignore_index, *geometry),
-        HAS_WEIGHTS=has_weights,
+        HAS_WEIGHTS=class_weights is not None,
         BLOCK=_PIXELS,
     )
     total = losses.sum()
@@ -197,7 +199,7 @@ def upsample_cross_entropy(
     _cross_entropy_gradient_kernel[(-(-w // _POINTS) * -(-classes // block), h, batch)](
         *(scores, labels, weights, normalizers, gradient, ignore_index, *geometry),
         *(height / h, width / w, *_support(height, width, h, w)),
-        HAS_WEIGHTS=has_weights,
+        HAS_WEIGHTS=class_weights is not None,
         BLOCK_K=block,
         BLOCK_X=_POINTS,
     )
@@ -303,7 +305,7 @@ def _cross_entropy_gradient_kernel(
     a_before, a_here, a_after = _neighbours(scores + plane + tl.maximum(y - 1, 0) * w, x, w, mask)
     b_before, b_here, b_after = _neighbours(scores + plane + y * w, x, w, mask)
     c_before, c_here, c_after = _neighbours(scores + plane + tl.minimum(y + 1, h - 1) * w, x, w, mask)
-    # First pixel that may lie nearer than one point. One that does not gets the weight 0 below, whatever rounds how.
+    # First pixel that may lie nearer than one point. If rounding makes it one too early, its weight below is 0.
     first_y = tl.floor((y - 0.5) * y_pixels - 0.5).to(tl.int32)
     first_x = tl.floor((x - 0.5) * x_pixels - 0.5).to(tl.int32)
     total = tl.full((BLOCK_K, BLOCK_X), 0, tl.float32)

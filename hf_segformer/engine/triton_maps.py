@@ -5,7 +5,7 @@
 - `depthwise_gelu`: depthwise 3x3 convolution and GELU;
 - `upsample_add_relu`: the decode head's sum over stages.
 
-See `kernels_segformer`. Shapes: B images, C channels, E decoder width, (H, W) pixels, (h, w) points of a coarser map.
+See `triton_scores`. Shapes: B images, C channels, E decoder width, (H, W) pixels, (h, w) points of a coarser map.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels_segformer import block_of_row, interpolate, jit, lerp, tl
+from .triton_scores import block_of_row, interpolate, jit, lerp, tl
 
 # Channels and pixels of a program of the channels-last kernels: neighbouring threads take neighbouring channels, with
 # loads of 16 bytes each. See `map_warps`.

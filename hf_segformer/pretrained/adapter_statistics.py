@@ -59,6 +59,6 @@ def _before_saving(model: nn.Module, prefix: str, keep_vars: bool) -> None:
         warn_when_saved(model)
 
 
-def _before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_) -> None:
+def _before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     if prefix.endswith(_PEFT_PREFIX) and state_dict:
         warn_when_loaded(model, {name.removeprefix(prefix) for name in state_dict})
