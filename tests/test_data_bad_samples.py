@@ -22,10 +22,10 @@ from hf_segformer.data import (
     TrainingTransform,
     collate_samples,
     files,
-    sampling,
+    training_samples,
     undecoded,
 )
-from hf_segformer.data.samples import build_dataset, read_sample
+from hf_segformer.data.segmentation_data import build_dataset, read_sample
 
 COUNT = 12
 TRANSFORM = TrainingTransform(crop_size=(16, 16))
@@ -126,7 +126,7 @@ def test_one_good_picture_is_always_found(data):
 
 @pytest.mark.parametrize(("most", "message"), [(20, "12 of 12"), (4, "4 of 4")])
 def test_the_attempts_end(data, most, message, monkeypatch):
-    monkeypatch.setattr(sampling, "MAX_ATTEMPTS", most)
+    monkeypatch.setattr(training_samples, "MAX_ATTEMPTS", most)
     damage(data, *range(COUNT), kind="annotation")
     match = rf"for draw 7, {message} samples tried are bad \(12 are there\); the first: train annotation "
     with pytest.raises(ValueError, match=match):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from example_scripts import forget_accelerate
 from hf_segformer.data import StorageError, check_cache, check_dataset, files, load_dataset, validation
-from hf_segformer.data.samples import check_sample, read_sample, undecoded
+from hf_segformer.data.segmentation_data import check_sample, read_sample, undecoded
 from hf_segformer.training import TrainArguments, count_class_pixels
 from published_data import ADE_SPLITS, write_ade20k, zip_folder
 
@@ -380,6 +381,7 @@ def check_as_one_of_two(task):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
     from accelerate import Accelerator
 
+    forget_accelerate()  # what the process that this one was forked from may have set up
     files.RETRY_WAITS = (0.0,)
     accelerator, read = Accelerator(cpu=True), []
     real = check_sample

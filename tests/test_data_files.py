@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import pickle
-import runpy
 import signal
 import socket
 import struct
@@ -19,13 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_segformer.commands.predict import Pictures, find_images
 from hf_segformer.data import StorageError, check_dataset, files, load_dataset, undecoded
 from hf_segformer.data.archives import member_names, member_path, read_member
 from hf_segformer.data.files import read_file, shown
-from hf_segformer.data.samples import open_picture
+from hf_segformer.data.segmentation_data import open_picture
 from published_data import write_ade20k
-
-PREDICT = Path(__file__).resolve().parent.parent / "examples" / "predict.py"
 
 
 @pytest.fixture(autouse=True)
@@ -399,7 +397,6 @@ def test_archives_that_are_none(tmp_path, kind, monkeypatch):
 
 
 def test_prediction_finds_and_counts(tmp_path, monkeypatch, capsys):
-    find_images = runpy.run_path(str(PREDICT))["find_images"]
     photos = tmp_path / "photos"
     (photos / "berlin").mkdir(parents=True)
     picture(photos / "a.PNG")
@@ -434,15 +431,13 @@ def test_prediction_finds_and_counts(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("kind", ["pipe", "circle", "socket", "device", "empty", "huge"])
 def test_prediction_passes_over_odd_files(tmp_path, kind, monkeypatch):
-    script = runpy.run_path(str(PREDICT))
     path = make(kind, tmp_path / "x.png", monkeypatch)
-    name, message, inputs = script["Pictures"](script["find_images"]([str(path)]), None, None)[0]
+    name, message, inputs = Pictures(find_images([str(path)]), None, None)[0]
     assert name == "x" and inputs is None
     assert message.startswith(f"{shown(path)}: cannot read the picture: ")
 
 
 def test_prediction_passes_over_a_drive_that_fails(tmp_path, short_waits):
-    script = runpy.run_path(str(PREDICT))
     (tmp_path / "x.png").symlink_to("/proc/self/mem")
-    _, message, inputs = script["Pictures"]({"x": tmp_path / "x.png"}, None, None)[0]
+    _, message, inputs = Pictures({"x": tmp_path / "x.png"}, None, None)[0]
     assert inputs is None and "x.png: cannot be read now" in message

@@ -3,6 +3,7 @@
 """Parquet files written to disk and read back, in the shapes data sets of the Hub have."""
 
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ from datasets.table import embed_table_storage
 from PIL import Image
 from transformers import HfArgumentParser
 
-from hf_segformer.data import DataArguments, check_dataset, load_dataset
+from hf_segformer.data import DataArguments, check_dataset, load_any, load_dataset
 from hf_segformer.data.folder import load_folder
 from published_data import write_ade20k, write_cityscapes, write_coco_stuff, zip_folder
 
@@ -295,3 +296,8 @@ def test_names_that_lead_out_of_their_folder_are_refused(root, options):
     rows.to_parquet(root / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=r"row 1 of split 'train': file_name 'b/\.\./\.\./c\.png' leads out"):
         load_dataset("parquet", root, **options)
+
+
+def test_a_hub_id_may_be_a_path():
+    with pytest.raises(ValueError, match=r"'owner/name' has no option colour"):
+        load_any(Path("owner/name"), colour="red")

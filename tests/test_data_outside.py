@@ -3,7 +3,6 @@
 """Tables from elsewhere: no picture outside the data set is read, and nothing is written outside the output folder."""
 
 import os
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +13,14 @@ import pytest
 from PIL import Image
 from transformers import HfArgumentParser
 
+from hf_segformer.commands.evaluate import PredictionFiles
 from hf_segformer.data import DataArguments, SegmentationData, check_dataset, hub, load_dataset
 from hf_segformer.data.archives import member_path
 from hf_segformer.data.hub import load_hub
-from hf_segformer.data.samples import build_dataset
-from hf_segformer.submission import plain_stem, prediction_names
+from hf_segformer.data.segmentation_data import build_dataset
+from hf_segformer.evaluation.submission import plain_stem, prediction_names
 from published_data import zip_folder
 
-EVALUATE = Path(__file__).resolve().parent.parent / "examples" / "evaluate.py"
 NAMES = ["a", "b"]
 
 
@@ -239,7 +238,7 @@ def test_nothing_is_written_outside_the_output_folder(tmp_path, kind):
     out = tmp_path / "deep" / "down" / "out"
     args = SimpleNamespace(split="validation", save_predictions=None, submission=None)
     setattr(args, kind, str(out))
-    files = runpy.run_path(str(EVALUATE))["PredictionFiles"](args, data)
+    files = PredictionFiles(args, data)
     for name in ODD_NAMES:
         files(name, np.zeros((3, 4), np.uint8))
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hf_segformer.data import AnnotationFormat, SegmentationData, read_sample, undecoded
-from hf_segformer.data.samples import build_dataset
+from hf_segformer.data.segmentation_data import build_dataset
 
 PALETTE = ((128, 0, 0), (0, 128, 0), (0, 0, 128))
 THREE = AnnotationFormat(3, palette=PALETTE)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .file_tree import FileTree, Place, probe_values, published_splits, split_dataset
 from .labels import AnnotationFormat
-from .samples import SegmentationData
+from .segmentation_data import SegmentationData
 
 FOLDER = "ADEChallengeData2016"
 SPLITS = {"train": "training", "validation": "validation"}

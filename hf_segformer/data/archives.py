@@ -62,7 +62,7 @@ def member_names(archive: str | Path) -> list[str]:
 def _members(archive: str) -> dict[str, _Member]:
     def read() -> dict[str, _Member]:
         with zipfile.ZipFile(archive) as file:
-            return {info.filename: _member(info) for info in file.infolist()}
+            return {_plain(info.filename): _member(info) for info in file.infolist()}
 
     try:
         read_file(archive, size=0)  # opening a pipe would wait for ever
@@ -74,6 +74,11 @@ def _members(archive: str) -> dict[str, _Member]:
         raise ValueError(
             f"{shown(archive)}: cannot read the zip file (missing, or its download was cut): {reason}"
         ) from None
+
+
+def _plain(name: str) -> str:
+    """Some programs for Windows write backslashes between folders."""
+    return name.replace("\\", "/")
 
 
 def _member(info: zipfile.ZipInfo) -> _Member:
@@ -93,7 +98,7 @@ def read_member(path: str) -> bytes:
     """
     name, _, archive = path.removeprefix("zip://").partition("::")
     place, what = shown(archive), f"member {printable(name)}"
-    member = _members(archive).get(name)
+    member = _members(archive).get(_plain(name))
     if member is None:
         raise ValueError(f"{place}: no {what} in this zip file")
     if member.encrypted or member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -4,16 +4,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .loading import load_any, load_dataset
+from .validation import check_dataset
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .samples import SegmentationData
+    from .segmentation_data import SegmentationData
 
 CHECKS = ("all", "sample", "none")
+# Flags that are arguments of the loaders; those left out are not passed on.
+OPTIONS = (
+    *("mask_format", "image_column", "annotation_column", "class_names", "reduce_zero_label", "allow_outside_files"),
+    *("pictures", "unlabeled", "mask_orientation", "train_split", "validation_split", "validation_fraction"),
+    *("label_map", "split_seed", "group_by", "folds", "fold", "ignore_index", "revision", "config_name"),
+)
 SAMPLE = 1000  # samples of each split that "sample" reads
 
 
@@ -26,12 +37,69 @@ class DataArguments:
         metadata={"help": "scenes, camvid, ade20k, cityscapes, coco-stuff, folder, parquet, or a Hub id owner/name."},
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder with the data set's files."})
-    mask_format: str | None = field(default=None, metadata={"help": "folder, Hub: ids, binary, rgb or auto."})
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of dataset and data_root: folder, zip or file as an annotation tool has written it, "
+            "or a Hub id; what it is is found out and printed."
+        },
+    )
+    format: str | None = field(
+        default=None, metadata={"help": "data: its format (labelme, coco, ...); found out if left out."}
+    )
+    pictures: str | None = field(
+        default=None, metadata={"help": "data: folder with the pictures, where they lie apart from the annotations."}
+    )
+    unlabeled: str | None = field(
+        default=None,
+        metadata={
+            "help": "data: what pixels outside every shape are: background (a class of its own), ignore, or a class "
+            "name; what the format says if left out, else background."
+        },
+    )
+    mask_orientation: str | None = field(
+        default=None,
+        metadata={
+            "help": "data: upright, or stored where annotations lie as the pixels of pictures with an EXIF rotation "
+            "are stored."
+        },
+    )
+    train_split: str | None = field(default=None, metadata={"help": "data, Hub: name of the split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "data, Hub: name of the split to hold out."})
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "Share that is held out where there is no validation split."}
+    )
+    split_seed: int | None = field(
+        default=None, metadata={"help": "data: seed of the choice of held-out pictures, and of folds."}
+    )
+    group_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "data: regular expression on file names; pictures with the same match (or first group) stay "
+            "together."
+        },
+    )
+    folds: int | None = field(default=None, metadata={"help": "data: number of parts for cross-validation."})
+    fold: int | None = field(default=None, metadata={"help": "data: the part, 0..folds-1, that is held out."})
+    label_map: str | None = field(
+        default=None,
+        metadata={"help": "JSON file {id: new id or null}, or cityscapes (its label ids); class_names names new ids."},
+    )
+    ignore_index: int | None = field(default=None, metadata={"help": "data, Hub: label of pixels without a class."})
+    revision: str | None = field(default=None, metadata={"help": "Hub: branch, tag or commit."})
+    config_name: str | None = field(default=None, metadata={"help": "Hub: configuration of the data set."})
+    thin_classes: str | None = field(
+        default=None, metadata={"help": "Names of classes to report apart, with commas between them."}
+    )
+    mask_format: str | None = field(default=None, metadata={"help": "data, folder, Hub: ids, binary, rgb or auto."})
     image_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of pictures."})
     annotation_column: str | None = field(default=None, metadata={"help": "Hub, parquet: column of annotations."})
     class_names: str | None = field(
         default=None,
-        metadata={"help": "Hub, parquet: file with the class names, or ade20k, cityscapes or coco-stuff for theirs."},
+        metadata={
+            "help": "data, Hub, parquet: names with commas between them, a file with them, or ade20k, cityscapes or "
+            "coco-stuff for theirs."
+        },
     )
     reduce_zero_label: bool | None = field(
         default=None,
@@ -55,6 +123,14 @@ class DataArguments:
         default=300.0, metadata={"help": "Time for that check, the rest stays unchecked; 0 sets no limit."}
     )
 
+    @property
+    def data_name(self) -> str:
+        """A short name of the data set, for folders."""
+        if self.data is None:
+            return Path(self.dataset).name
+        place = Path(os.path.abspath(self.data))
+        return place.name if place.is_dir() else place.stem
+
     def require_known_check(self) -> None:
         """Raise `ValueError` when the flags of the check are out of range."""
         if self.check not in CHECKS:
@@ -70,8 +146,6 @@ class DataArguments:
         on_bad_sample: str = "stop",
     ) -> None:
         """Check the data set as the flags say; every process must make this call. See `check_dataset`."""
-        from . import check_dataset
-
         if self.check == "none":
             for split in splits or ():
                 len(getattr(data, split))  # raises for a missing one
@@ -86,12 +160,22 @@ class DataArguments:
         )
 
     def load_data(self) -> SegmentationData:
-        """Load the data set the flags name; raises what `load_dataset` raises."""
-        from . import load_dataset
+        """Load the data set the flags name, and print what was found out about its files.
 
+        Raises:
+            ValueError: What `load_dataset` and `load_any` raise.
+        """
         self.require_known_check()
-        names = ("mask_format", "image_column", "annotation_column", "class_names", "reduce_zero_label")
-        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.allow_outside_files:
-            options["allow_outside_files"] = True
-        return load_dataset(self.dataset, self.data_root, **options)
+        options = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+        if not self.allow_outside_files:
+            del options["allow_outside_files"]
+        if self.thin_classes is not None:
+            options["thin_classes"] = tuple(name.strip() for name in self.thin_classes.split(","))
+        if self.data is None:
+            return load_dataset(self.dataset, self.data_root, **options)
+        if self.data_root is not None:
+            raise ValueError(f"data_root must be left out with data, got {self.data_root!r}")
+        data = load_any(self.data, self.format, **options)
+        if os.environ.get("RANK", "0") == "0":
+            print(data.description)
+        return data

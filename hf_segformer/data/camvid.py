@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .folder import load_folder
-from .samples import SegmentationData
+from .segmentation_data import SegmentationData
 
 THIN_CLASSES = ("pole", "sign_symbol")
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import atomic_file
 from .archives import is_member_path
 from .files import shown
 
@@ -90,7 +91,7 @@ class CheckCache:
 
     def get(self, key: str | None) -> Entry | None:
         """Return the result kept under a key, or None."""
-        entry = self._entries.get(key)
+        entry = None if key is None else self._entries.get(key)
         return entry if self._is_sound(entry) else None
 
     def _is_sound(self, entry: Any) -> bool:
@@ -106,11 +107,9 @@ class CheckCache:
             entries: Results by key.
             most: Number of results to keep.
         """
-        from ..metrics import atomic_file
-
         if not entries:
             return
-        kept = self._read() | entries
+        kept = {**self._read(), **entries}
         for key in list(kept)[: max(len(kept) - most, 0)]:
             del kept[key]
         text = json.dumps(kept, separators=(",", ":")).encode()

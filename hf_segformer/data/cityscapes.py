@@ -15,7 +15,7 @@ import numpy as np
 
 from .file_tree import FileTree, Place, probe_values, published_splits, split_dataset
 from .labels import AnnotationFormat
-from .samples import SegmentationData
+from .segmentation_data import SegmentationData
 
 ARCHIVES = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
 SPLITS = {"train": "train", "validation": "val"}

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from ..texts import listed, short_repr
 
 Color = tuple[int, int, int]
 
+MASK_FORMATS = ("ids", "binary", "rgb")
 CLASS_FILES = ("classes.json", "classes.txt", "id2label.json")
+IGNORE_NAME = "__ignore__"  # labelme's lists begin with it; it has the id -1, so that the next name has the id 0
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # categories of characters without a mark on paper
 
 
@@ -33,6 +35,7 @@ class ClassTable:
         ignore_index: Label of pixels that belong to no class.
         ignore_color: (R, G, B) of such pixels in RGB-colour masks, or None.
         has_own_palette: Whether the colours come from the data set (only then can RGB-colour masks be read).
+        mask_format: How masks hold ids, where the data set says it; see `AnnotationFormat`.
     """
 
     names: tuple[str, ...]
@@ -40,6 +43,7 @@ class ClassTable:
     ignore_index: int = 255
     ignore_color: Color | None = None
     has_own_palette: bool = True
+    mask_format: str | None = None
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
@@ -79,7 +83,7 @@ def make_class_table(
         names = _names_by_id(names, source)
     names = _check_names(names, source)
     own = palette is not None
-    colors = _check_palette(palette, len(names), source) if own else default_palette(len(names))
+    colors = default_palette(len(names)) if palette is None else _check_palette(palette, len(names), source)
     void = None if ignore_color is None else _check_color(ignore_color, "ignore_color", source)
     if not _is_integer(ignore_index) or not -(2**31) <= ignore_index < 2**31:
         raise ValueError(f"{source}: ignore_index must be an integer of 32 bits, got {short_repr(ignore_index)}")
@@ -135,7 +139,8 @@ def _check_color(color: Sequence[int], field: str, source: str) -> Color:
     parts = () if isinstance(color, (str, bytes, Mapping)) or not isinstance(color, Iterable) else tuple(color)
     if len(parts) != 3 or not all(_is_integer(value) and 0 <= value <= 255 for value in parts):
         raise ValueError(f"{source}: {field} must be three integers in 0..255, got {short_repr(color)}")
-    return tuple(int(value) for value in parts)
+    red, green, blue = parts
+    return int(red), int(green), int(blue)
 
 
 def read_class_table(path: str | Path) -> ClassTable:
@@ -143,7 +148,8 @@ def read_class_table(path: str | Path) -> ClassTable:
 
     Args:
         path: `*.txt` with one name per line, or `*.json` holding `{"names": [...]}` (optionally `palette`,
-            `ignore_index`, `ignore_color`), a plain list of names, or a mapping from id to name (`id2label`).
+            `ignore_index`, `ignore_color`, `mask_format`), a plain list of names, or a mapping from id to name
+            (`id2label`). A list may begin with labelme's `__ignore__`, which is no class and takes no id.
 
     Raises:
         ValueError: The file cannot be read, or its contents do not fit together.
@@ -152,17 +158,47 @@ def read_class_table(path: str | Path) -> ClassTable:
     if not os.path.exists(path):
         raise ValueError(f"{path}: cannot read class names: there is no such file")
     if path.suffix == ".txt":
-        lines = [line.strip() for line in read_text(path).split("\n")]
-        return make_class_table([line for line in lines if line], source=str(path))
-    content = read_json(path, (dict, list))
+        return class_table_of(names_in_text(read_text(path)), str(path))
+    return class_table_of(read_json(path, (dict, list)), str(path))
+
+
+def names_in_text(text: str) -> list[str]:
+    """Return the names in a text, one a line."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def class_table_of(content: Any, source: str) -> ClassTable:
+    """Return the class table in the contents of a class file; see `read_class_table`.
+
+    Args:
+        content: A list of names, or an object of JSON.
+        source: Where it comes from, for error messages.
+
+    Raises:
+        ValueError: The contents do not fit together.
+    """
     if isinstance(content, dict) and "names" in content:
         known = ("palette", "ignore_index", "ignore_color")
-        return make_class_table(
-            content["names"], **{key: content[key] for key in known if key in content}, source=str(path)
+        table = make_class_table(
+            content["names"], **{key: content[key] for key in known if key in content}, source=source
+        )
+        return replace(
+            table, mask_format=_check_mask_format(content.get("mask_format"), table.has_own_palette, source)
         )
     if isinstance(content, dict) and "id2label" in content:
         content = content["id2label"]
-    return make_class_table(content, source=str(path))
+    if isinstance(content, list) and content and content[0] == IGNORE_NAME:
+        content = content[1:]
+    return make_class_table(content, source=source)
+
+
+def _check_mask_format(mask_format: Any, has_own_palette: bool, source: str) -> str | None:
+    if mask_format not in (None, "auto", *MASK_FORMATS):
+        known = ", ".join(("auto", *MASK_FORMATS))
+        raise ValueError(f"{source}: mask_format must be one of {known}, got {short_repr(mask_format)}")
+    if mask_format == "rgb" and not has_own_palette:
+        raise ValueError(f"{source}: mask_format 'rgb' needs a \"palette\" with one colour per class")
+    return None if mask_format == "auto" else mask_format
 
 
 def find_class_table(folder: str | Path) -> ClassTable:

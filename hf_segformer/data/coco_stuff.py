@@ -14,7 +14,7 @@ import numpy as np
 
 from .file_tree import FileTree, Place, probe_values, published_splits, split_dataset
 from .labels import AnnotationFormat
-from .samples import SegmentationData
+from .segmentation_data import SegmentationData
 
 ARCHIVES = ("train2017.zip", "val2017.zip", "stuffthingmaps_trainval2017.zip")
 SPLITS = {"train": "train2017", "validation": "val2017"}

@@ -146,7 +146,7 @@ def _displaced(image: np.ndarray, reach: int, rng: Generator) -> np.ndarray:
     ImageNet-C means to swap the two, but its assignment between views copies one way; so does this.
     """
     height, width = image.shape[:2]
-    own = np.arange(height * width).reshape(height, width)
+    own: np.ndarray = np.arange(height * width).reshape(height, width)
     inside = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
     visited = own[inside]
     move = rng.integers(-reach, reach, size=(visited.size, 2))[::-1]  # columns, rows; last pixel first

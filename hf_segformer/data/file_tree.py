@@ -18,7 +18,7 @@ import numpy as np
 from .archives import is_member_path, member_names, member_path
 from .files import LeftOut, scan, shown
 from .labels import AnnotationFormat, label_ids, stored_values
-from .samples import MissingSplit, build_dataset, open_picture
+from .segmentation_data import MissingSplit, build_dataset, open_picture
 
 if TYPE_CHECKING:
     import datasets
@@ -219,8 +219,9 @@ def published_splits(
         )
         for role in images
     }
-    if all(isinstance(split, MissingSplit) for split in pairs.values()):
-        raise ValueError("; ".join(split.reason for split in pairs.values()))
+    missing = [split.reason for split in pairs.values() if isinstance(split, MissingSplit)]
+    if len(missing) == len(pairs):
+        raise ValueError("; ".join(missing))
     left_out = LeftOut()
     suffixes = {place.suffix for places in (images, *candidates) for place in places.values()}
     for role in (role for role in images if not isinstance(pairs[role], MissingSplit)):

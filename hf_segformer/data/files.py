@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 Result = TypeVar("Result")
 
@@ -111,7 +111,7 @@ def read_file(path: str | os.PathLike, offset: int = 0, size: int | None = None)
         raise ValueError(reason_of(error, path)) from error
 
 
-def _read_exactly(file, size: int) -> bytes:
+def _read_exactly(file: BinaryIO, size: int) -> bytes:
     parts = []
     while size > 0 and (part := file.read(size)):
         parts.append(part)
@@ -129,7 +129,8 @@ def reason_of(error: OSError, path: str | os.PathLike) -> str:
     """Say in words why a file or folder cannot be opened."""
     if error.errno == errno.ENOENT:
         if os.path.islink(path):
-            return f"it is a link to {shown(os.path.join(os.path.dirname(path), os.readlink(path)))}, which is missing"
+            target = os.path.join(os.path.dirname(path), os.readlink(os.fspath(path)))
+            return f"it is a link to {shown(target)}, which is missing"
         return "it is missing"
     if error.errno == errno.ELOOP:
         return "its links lead in a circle"
@@ -203,7 +204,7 @@ def scan(folder: str | os.PathLike) -> list[tuple[str, str]]:
     """
 
     def read() -> list[tuple[str, str]]:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             return sorted((entry.name, _kind(entry)) for entry in entries)
 
     try:
@@ -228,7 +229,7 @@ def _kind(entry: os.DirEntry) -> str:
 class LeftOut:
     """Counts what a folder holds beside the pictures that are used, for one message."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._found: dict[str, list] = {}
 
     def add(self, kind: str, path: str | os.PathLike) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .classes import ClassTable, find_class_table
 from .file_tree import match_stems, probe_evenly
 from .files import LeftOut, require_text, shown, sort_out
 from .labels import AnnotationFormat, stored_values
-from .samples import SegmentationData, build_dataset, open_picture, place_of
+from .segmentation_data import SegmentationData, build_dataset, open_picture, place_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation")}
@@ -50,10 +50,10 @@ def load_folder(
 
     Args:
         data_root: Folder in one of the layouts above.
-        mask_format: `"ids"`, `"binary"`, `"rgb"` (see `AnnotationFormat`) or `"auto"`, which looks at 16 evenly spaced
-            training annotations. Any colour in them means `"rgb"`; so do palette PNGs whose colours are all in the
-            data set's own palette but at other positions. With two classes, 0 and 255 and nothing else means
-            `"binary"`. Everything else is `"ids"`.
+        mask_format: `"ids"`, `"binary"`, `"rgb"` (see `AnnotationFormat`) or `"auto"`: what `classes.json` says, else
+            what 16 evenly spaced training annotations look like. Any colour in them means `"rgb"`; so do palette PNGs
+            whose colours are all in the data set's own palette but at other positions. With two classes, 0 and 255 and
+            nothing else means `"binary"`. Everything else is `"ids"`.
         validation_fraction: Share of the images, in (0, 1), held out when the folder has no splits. Chosen by a hash
             of the file stem, so that adding images moves few others.
         name: Short name of the data set.
@@ -92,7 +92,7 @@ def load_folder(
     )
 
 
-def _dataset(pairs: Pairs):
+def _dataset(pairs: Pairs) -> Any:
     images, labels = zip(*pairs.values(), strict=True)
     return build_dataset([str(p) for p in images], [str(p) for p in labels], [p.name for p in images])
 
@@ -126,7 +126,8 @@ def pair_files(images: Path, annotations: Path) -> Pairs:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    left_out, files = LeftOut(), {}
+    left_out = LeftOut()
+    files: dict[str, Path] = {}
     for name in sort_out(folder, IMAGE_SUFFIXES, left_out):
         path = folder / name
         require_text(str(path))
@@ -161,7 +162,7 @@ def split_by_name(pairs: Pairs, validation_fraction: float, root: Path) -> tuple
     return train, {stem: pairs[stem] for stem in sorted(held_out)}
 
 
-def detect_mask_format(annotations: list, classes: ClassTable) -> str:
+def detect_mask_format(annotations: Sequence[Any], classes: ClassTable) -> str:
     """Find out how annotations encode ids; the rules stand at `load_folder`.
 
     Args:
@@ -176,6 +177,8 @@ def detect_mask_format(annotations: list, classes: ClassTable) -> str:
         ValueError: Annotations are in colour, but the data set has no palette of its own, or one cannot be read;
             see `tolerant_probes`.
     """
+    if classes.mask_format is not None:
+        return classes.mask_format
     values: set[int] = set()
     colored = []
 

@@ -18,7 +18,7 @@ from .file_tree import PROBES
 from .files import printable, row_name_fault, shown
 from .folder import detect_mask_format
 from .labels import AnnotationFormat
-from .samples import MissingSplit, SegmentationData, undecoded
+from .segmentation_data import MissingSplit, SegmentationData, undecoded
 
 if TYPE_CHECKING:
     import datasets
@@ -62,7 +62,8 @@ def load_hub(
         annotation_column: Column of annotation pictures; None takes the only one present of `annotation`, `label`,
             `mask`, `segmentation_mask`, `semantic_mask`, `segmentation`.
         class_names: Names in the order of their ids, a mapping from id to name, a file as in `read_class_table`, or
-            `"ade20k"`, `"cityscapes"` or `"coco-stuff"` for the names and colours of these data sets. None looks for
+            names with commas between them, or `"ade20k"`, `"cityscapes"` or `"coco-stuff"` for the names and colours
+            of these data sets. None looks for
             `classes.json`, `classes.txt` or `id2label.json` beside the parquet files or in the Hub repository, then
             for the one column that is a list of `ClassLabel`.
         mask_format: As in `load_folder`.
@@ -106,7 +107,7 @@ def load_hub(
     )
     if mask_format == "auto":
         first = undecoded(train)
-        annotations = (
+        annotations: Sequence[Any] = (
             [row["annotation"] for row in first.take(PROBES)] if streaming else _LazyColumn(first, "annotation")
         )
         mask_format = detect_mask_format(annotations, classes)
@@ -130,7 +131,7 @@ def load_hub(
 
 
 def _load_splits(
-    path: str | Path, config_name: str | None, revision: str | None, cache_dir, streaming: bool
+    path: str | Path, config_name: str | None, revision: str | None, cache_dir: str | Path | None, streaming: bool
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     import datasets
     from huggingface_hub.utils import validate_repo_id
@@ -181,13 +182,28 @@ def _choose_annotation_column(rows: datasets.Dataset, image_column: str, asked: 
     return candidates[0]
 
 
-def _class_table(path: str | Path, asked, rows: datasets.Dataset, revision: str | None) -> ClassTable:
+def named_classes(asked: Sequence[str] | Mapping[Any, str] | str | Path) -> ClassTable:
+    """Return the classes a user names.
+
+    Args:
+        asked: Names, a mapping from id to name, a file as in `read_class_table`, names in a text with commas between
+            them, or `"ade20k"`, `"cityscapes"` or `"coco-stuff"` for the names and colours of these data sets.
+
+    Raises:
+        ValueError: They are no class names.
+    """
     if isinstance(asked, str) and asked in PUBLISHED_CLASSES:
         return ClassTable(PUBLISHED_CLASSES[asked].CLASS_NAMES, PUBLISHED_CLASSES[asked].PALETTE)
+    if isinstance(asked, str) and "," in asked and not os.path.exists(asked):
+        return make_class_table([name.strip() for name in asked.split(",")])
     if isinstance(asked, (str, Path)):
         return read_class_table(asked)
+    return make_class_table(asked)
+
+
+def _class_table(path: str | Path, asked: Any, rows: datasets.Dataset, revision: str | None) -> ClassTable:
     if asked is not None:
-        return make_class_table(asked)
+        return named_classes(asked)
     table = _class_file(path, revision) or _class_label_names(rows, path)
     if table is None:
         raise ValueError(
@@ -272,7 +288,7 @@ def _standard_columns(
     pictures = undecoded(stored)
     for column, given in zip(("image", "annotation"), columns, strict=True) if places else ():
         for index, (embedded, stem) in enumerate(_stored_paths(pictures, column)):
-            if not embedded and stem is not None:
+            if places and not embedded and stem is not None:
                 _refuse_outside(stem, f"{path}: row {index} of split {split!r}, column {given!r}", places)
     if "file_name" in rows.column_names:
         names = rows["file_name"][:]
@@ -349,7 +365,7 @@ def _pick_columns(
     image, annotation = (row[column] for column in columns)
     for column in columns if places else ():
         picture = row[column]
-        if picture is not None and picture["bytes"] is None and picture["path"] is not None:
+        if places and picture is not None and picture["bytes"] is None and picture["path"] is not None:
             _refuse_outside(picture["path"], f"{where}, column {column!r}", places)
     name = str(row.get("file_name") or image["path"] or split)
     if fault := row_name_fault(name):
@@ -366,5 +382,5 @@ class _LazyColumn(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self._rows[int(index)][self._column]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .classes import Color
+from .classes import MASK_FORMATS, Color
 
-MASK_FORMATS = ("ids", "binary", "rgb")
+ORIENTATIONS = ("upright", "stored")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class AnnotationFormat:
         reduce_zero_label: With `"ids"`: the stored 0 is no class and k is class k-1, as in SceneParse150. 0 becomes
             `ignore_index`, 1..K become 0..K-1, and `ignore_index` stays what it is.
         id_map: With `"ids"`: (stored value, label id) for every value that may occur, where values are no label ids.
+        orientation: `"upright"`: annotations lie as pictures do once their EXIF rotation is applied. `"stored"`: as
+            the pixels of the picture are stored, so that they are turned with it.
         explain: Function that knows the data set's classic mistakes. Given the distinct values that are not allowed
             (sorted integers; None for an annotation in colour), returns the likely cause, or "".
     """
@@ -42,11 +44,14 @@ class AnnotationFormat:
     ignore_color: Color | None = None
     reduce_zero_label: bool = False
     id_map: tuple[tuple[int, int], ...] = ()
+    orientation: str = "upright"
     explain: Callable[[np.ndarray | None], str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mask_format not in MASK_FORMATS:
             raise ValueError(f"mask_format must be one of {', '.join(MASK_FORMATS)}, got {self.mask_format!r}")
+        if self.orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation must be one of {', '.join(ORIENTATIONS)}, got {self.orientation!r}")
         if self.mask_format == "binary" and self.num_classes != 2:
             raise ValueError(f"mask_format 'binary' needs exactly 2 classes, got {self.num_classes}")
         if self.mask_format == "rgb" and len(self.palette) != self.num_classes:
@@ -115,6 +120,14 @@ def stored_values(
     """
     if picture.mode in ("RGB", "RGBA", "LA"):  # colour files that hold grey numbers
         channels = np.asarray(picture.convert("RGB"))
+        if (
+            picture.mode != "RGB"
+            and (channels == channels[0, 0]).all()
+            and np.ptp(np.asarray(picture.getchannel("A")))
+        ):
+            raise ValueError(
+                f"{name}: label ids expected, but they seem to be in the alpha channel; save them as grey"
+            )
         if (channels != channels[..., :1]).any():
             raise ValueError(f"{name}: label ids expected, but this is a colour picture; {hint}")
         return channels[..., 0].copy()
@@ -196,8 +209,8 @@ def _ids_from_colors(colors: np.ndarray, annotation_format: AnnotationFormat, na
         y, x = np.argwhere(unknown)[0].tolist()
         raise ValueError(
             f"{name}: colour {tuple(colors[y, x].tolist())} at (x={x}, y={y}) is not in the palette "
-            f'({int(unknown.sum())} such pixels); add it as a class or as "ignore_color" in classes.json; masks saved '
-            f"as JPEG or resized smoothly have such colours at every edge"
+            f"({int(unknown.sum())} such pixels); it must be the colour of a class, or the one that is ignored; masks "
+            f"saved as JPEG or resized smoothly have such colours at every edge"
         )
     return ids
 

@@ -10,11 +10,12 @@ may not).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 Colour = tuple[int, int, int]
+Option = TypeVar("Option")
 
 
 class Draws:
@@ -35,7 +36,7 @@ class Draws:
         """Return True in `percent` of 100 calls."""
         return self.integer(0, 99) < percent
 
-    def pick(self, options: Sequence):
+    def pick(self, options: Sequence[Option]) -> Option:
         """Return one of `options`, each equally likely."""
         return options[self.integer(0, len(options) - 1)]
 
@@ -48,9 +49,10 @@ class Draws:
         """Return one of `options` with brightness and channels moved by up to `jitter` levels each."""
         red, green, blue = self.pick(options)
         shift = self.integer(-jitter, jitter)
-        return tuple(
+        red, green, blue = (
             min(max(channel + shift + self.integer(-jitter, jitter) // 2, 0), 255) for channel in (red, green, blue)
         )
+        return red, green, blue
 
 
 def value_noise(draws: Draws, height: int, width: int, cell_y: int, cell_x: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -207,7 +208,7 @@ class ScenePainter:
         return tasks
 
     @staticmethod
-    def _task(paint: Callable[..., None], x: int, base: int, *more) -> Task:
+    def _task(paint: Callable[..., None], x: int, base: int, *more: Any) -> Task:
         return base, lambda: paint(x, base, *more)
 
     def _tree(self, x: int, base: int, height: int) -> None:
@@ -306,9 +307,9 @@ class ScenePainter:
         self._shadow(left + length // 2 - 2, base, length // 2)
 
         def trapezoid(foot: int, head: int, inset: int) -> Shape:
-            corners = (left + length * (20 + inset) // 100, belt), (left + length * (33 + inset) // 100, head)
-            corners += (left + length * (75 - inset) // 100, head), (left + length * (90 - inset) // 100, belt)
-            return canvas.polygon(*corners)
+            near = (left + length * (20 + inset) // 100, belt), (left + length * (33 + inset) // 100, head)
+            far = (left + length * (75 - inset) // 100, head), (left + length * (90 - inset) // 100, belt)
+            return canvas.polygon(*near, *far)
 
         canvas.paint(trapezoid(belt, roof, 0), paint, CAR)
         canvas.paint(trapezoid(belt, roof + u(2), 5), glass, CAR)
@@ -401,8 +402,8 @@ class ScenePainter:
         """Poles from far to near; either lamps, or masts with one or two wires from each to the next."""
         draws, canvas, u = self.draws, self.canvas, self._u
         strands = draws.pick((0, 1, 2, 2))
-        top = canvas.image[: self.horizon // 2]
-        bright = top.sum(dtype=np.int64) > 100 * top.size
+        sky = canvas.image[: self.horizon // 2]
+        bright = sky.sum(dtype=np.int64) > 100 * sky.size
         cable = draws.colour(((46, 44, 46),) if bright else ((214, 210, 200),), 14)
         for (x0, y0), (x1, y1) in itertools.pairwise(tops):
             for strand in range(strands):

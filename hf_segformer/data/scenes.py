@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .samples import SegmentationData, build_dataset
 from .scene_painter import CLASS_NAMES, ScenePainter
+from .segmentation_data import SegmentationData, build_dataset
 
 if TYPE_CHECKING:
     import datasets

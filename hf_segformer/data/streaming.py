@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .samples import SegmentationData, undecoded
+from .segmentation_data import SegmentationData, undecoded
 
 if TYPE_CHECKING:
     import datasets

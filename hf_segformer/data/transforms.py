@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def _opencv():
+def _opencv() -> Any:
     """Import OpenCV; worker processes share the cores, so in them it keeps to one thread."""
     import cv2
 
@@ -215,8 +216,8 @@ class TrainingTransform:
     cat_max_ratio: float = 0.75
     flip_probability: float = 0.5
     photometric: bool = True
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     ignore_index: int = 255
 
     def __call__(

@@ -19,8 +19,8 @@ from PIL import Image
 
 from .check_cache import CheckCache, Entry, sample_key
 from .files import StorageError
-from .samples import MissingSplit, SegmentationData, check_sample, place_of, undecoded
-from .sampling import ON_BAD_SAMPLE
+from .segmentation_data import MissingSplit, SegmentationData, check_sample, place_of, undecoded
+from .training_samples import ON_BAD_SAMPLE
 from .workers import cores_of_this_process
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SPLITS = ("train", "validation")
-SHOWN_ERRORS = 5
+SHOWN_ERRORS = 10
 STREAMED_SAMPLES = 1000  # checked of a stream, which may have no end
 CHUNK = 32  # samples that a thread takes at a time
 
@@ -56,7 +56,7 @@ class _Found:
     """What one process, or all of them, found in a split."""
 
     checked: int = 0
-    counts: np.ndarray | int = 0  # pixels per class, and ignored ones last
+    counts: Any = 0  # pixels per class, and ignored ones last
     errors: dict[int, str] = field(default_factory=dict)  # by row
     good: dict[str, Entry] = field(default_factory=dict)  # for the cache
     storage_error: str | None = None
@@ -103,7 +103,7 @@ def check_dataset(
 
     Raises:
         ValueError: A split is missing or empty, or samples are unreadable, differ in size from their annotation or
-            hold labels that are not allowed. All of them are counted, and the first five described with their file
+            hold labels that are not allowed. All of them are counted, and the first ten described with their file
             names.
         StorageError: A file could not be read for a reason that may pass.
     """
@@ -142,10 +142,18 @@ def _rows(data: SegmentationData, split: str) -> datasets.Dataset | datasets.Ite
 class _Checks:
     """Reads samples: this process's part of them, in several threads, until the time is up."""
 
-    def __init__(self, data: SegmentationData, max_samples, num_workers, seconds: float, accelerator):
+    def __init__(
+        self,
+        data: SegmentationData,
+        max_samples: int | None,
+        num_workers: int | None,
+        seconds: float,
+        accelerator: Accelerator | None,
+    ) -> None:
         self.data, self.max_samples, self.accelerator = data, max_samples, accelerator
         self.deadline = time.monotonic() + seconds if seconds else math.inf
-        self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        self.rank: int = accelerator.process_index if accelerator else 0
+        self.processes: int = accelerator.num_processes if accelerator else 1
         self.is_main = self.rank == 0
         self.threads = num_workers or min(cores_of_this_process(self.processes), 16)
         self.stopped = threading.Event()
@@ -223,7 +231,8 @@ class _Checks:
                     if key is not None:
                         found.good[key] = entry
                 found.counts[-1] += entry[0]
-                found.counts[entry[1::2]] += entry[2::2]
+                classes, pixels = np.array(entry[1:], np.int64).reshape(-1, 2).T  # none where all are ignored
+                found.counts[classes] += pixels
             except StorageError as error:
                 found.storage_error = str(error)
                 self.stopped.set()
@@ -283,7 +292,9 @@ def _describe(data: SegmentationData, split: str, found: _Found) -> str:
     return head + "\n  ".join(errors[:SHOWN_ERRORS]) + more
 
 
-def _warn_about_unchecked(data: SegmentationData, rows, report: DatasetReport, max_samples, seconds: float) -> None:
+def _warn_about_unchecked(
+    data: SegmentationData, rows: Mapping[str, Any], report: DatasetReport, max_samples: int | None, seconds: float
+) -> None:
     for split, part in rows.items():
         wanted = min(max_samples or len(part), len(part)) if hasattr(part, "__len__") else 0
         if report.checked[split] < wanted:

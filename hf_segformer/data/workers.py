@@ -35,7 +35,7 @@ class ErrorsAsValues(Dataset):
     """
 
     def __init__(self, samples: Dataset):
-        self.samples = samples
+        self.samples: Any = samples
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
 if TYPE_CHECKING:
-    from .samples import SegmentationData
+    from .segmentation_data import SegmentationData
 
 
 ON_BAD_SAMPLE = ("stop", "skip")
@@ -49,7 +49,7 @@ class TrainingSamples(Dataset):
         seed: int = 0,
         on_bad_sample: str = "stop",
     ):
-        from .samples import undecoded
+        from .segmentation_data import undecoded
 
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
@@ -78,7 +78,7 @@ class TrainingSamples(Dataset):
         return self._place(self.index_of(draw))
 
     def _place(self, index: int) -> str:
-        from .samples import place_of
+        from .segmentation_data import place_of
 
         row = self._rows[index]
         return place_of(row["image"], row.get("file_name"), index)
@@ -116,7 +116,7 @@ class TrainingSamples(Dataset):
         yield from others[others != own][: MAX_ATTEMPTS - 1].tolist()
 
     def _sample(self, draw: int, attempt: int, index: int) -> dict[str, torch.Tensor]:
-        from .samples import read_sample
+        from .segmentation_data import read_sample
 
         try:
             image, label = read_sample(self._rows[index], self._annotation_format, "train", index)

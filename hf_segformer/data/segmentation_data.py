@@ -10,7 +10,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +25,22 @@ if TYPE_CHECKING:
     import datasets
 
 ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {  # by orientation, what `ImageOps.exif_transpose` does
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+HEAD_BYTES = 1 << 16  # that hold size and orientation of nearly all pictures
 
 # What Pillow's decoders raise for damaged files. The warning counts where users have made warnings errors.
-_DAMAGES = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
-_DAMAGES += (NotImplementedError, ZeroDivisionError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DAMAGES = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error),
+    *(NotImplementedError, ZeroDivisionError, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 
 
 class MissingSplit:
@@ -69,6 +81,8 @@ class SegmentationData:
         annotation_format: How annotation files are read; None means plain label ids.
         submission_ids: Pixel value that the data set's benchmark server expects for each of the K classes; None where
             these are the label ids themselves.
+        other_splits: Splits that are neither, such as a test split, by name; kept when the data set is written.
+        description: What was found out about the files, in one line, or "".
     """
 
     train: datasets.Dataset | datasets.IterableDataset | MissingSplit
@@ -78,10 +92,12 @@ class SegmentationData:
     ignore_index: int = 255
     name: str = ""
     thin_classes: tuple[str, ...] = ()
-    annotation_format: AnnotationFormat | None = None
+    annotation_format: AnnotationFormat = None  # type: ignore[assignment]  # set below
     submission_ids: tuple[int, ...] | None = None
+    other_splits: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    description: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.annotation_format is None:
             plain = AnnotationFormat(len(self.class_names), "ids", self.ignore_index, self.palette)
             object.__setattr__(self, "annotation_format", plain)
@@ -127,8 +143,10 @@ def read_sample(
         StorageError: A file could not be read for a reason that may pass.
     """
     name = picture_name(example, "image", split, row)
-    picture = open_picture(example["image"], name)
-    label = _read_annotation(example, annotation_format, picture.size, split, row)
+    if annotation_format.orientation == "stored" and isinstance(example["image"], Image.Image):
+        raise ValueError(f"{name}: with mask_orientation 'stored', rows must be undecoded, see `undecoded`")
+    picture, orientation = _decoded(example["image"], name, _upright_and_orientation)
+    label = _read_annotation(example, annotation_format, picture.size, orientation, split, row)
     return _image_array(picture, name), label
 
 
@@ -142,16 +160,23 @@ def check_sample(
         StorageError: The same.
     """
     name = picture_name(example, "image", split, row)
-    size, mode = _decoded(example["image"], name, _read_through)
+    size, mode, orientation = _decoded(example["image"], name, _read_through)
     _refuse_floats(mode, name)
-    return _read_annotation(example, annotation_format, size, split, row)
+    return _read_annotation(example, annotation_format, size, orientation, split, row)
 
 
 def _read_annotation(
-    example: Mapping[str, Any], annotation_format: AnnotationFormat, size: tuple[int, int], split: str, row: int | None
+    example: Mapping[str, Any],
+    annotation_format: AnnotationFormat,
+    size: tuple[int, int],
+    orientation: int,
+    split: str,
+    row: int | None,
 ) -> np.ndarray:
     name = picture_name(example, "annotation", split, row)
     annotation = open_picture(example["annotation"], name)
+    if annotation_format.orientation == "stored" and orientation in _TURNS:
+        annotation = annotation.transpose(_TURNS[orientation])
     _check_size(size, annotation.size, name, example, split, row)
     return label_ids(annotation, annotation_format, name)
 
@@ -215,6 +240,34 @@ def open_picture(source: Any, name: str) -> Image.Image:
     return _decoded(source, name, _upright)
 
 
+def picture_size(source: str | bytes, stored: bool = False) -> tuple[int, int]:
+    """Return width and height of a picture, from the head of its file where that will do.
+
+    Args:
+        source: Path or contents.
+        stored: As the file stores them; otherwise upright.
+
+    Raises:
+        ValueError: It is no picture that can be read; the message is the reason alone.
+        StorageError: It could not be read for a reason that may pass.
+    """
+    plain_file = isinstance(source, str) and not is_member_path(source)
+    for head in (HEAD_BYTES, None) if plain_file else (None,):
+        try:
+            if isinstance(source, bytes):
+                picture = _open_bytes(source)
+            else:
+                picture = _open_bytes(read_file(source, size=head) if plain_file else read_member(source))
+            turned = not stored and picture.getexif().get(ORIENTATION, 1) in range(5, 9)
+            return picture.size[::-1] if turned else picture.size
+        except StorageError:
+            raise
+        except _DAMAGES as error:
+            if head is None:
+                raise ValueError(f"cannot read the picture: {printable(str(error))}") from error
+    raise AssertionError("unreachable")
+
+
 def _decoded(source: Any, name: str, decode: Callable[[Image.Image], Any]) -> Any:
     try:
         return decode(source if isinstance(source, Image.Image) else _open_file(source))
@@ -235,14 +288,21 @@ def _upright(picture: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(picture)
 
 
-def _read_through(picture: Image.Image) -> tuple[tuple[int, int], str]:
-    """Read a picture to the end of its file; return its upright size and its mode."""
+def _upright_and_orientation(picture: Image.Image) -> tuple[Image.Image, int]:
+    picture.load()
+    orientation = picture.getexif().get(ORIENTATION, 1)  # turning may take it away
+    return ImageOps.exif_transpose(picture), orientation
+
+
+def _read_through(picture: Image.Image) -> tuple[tuple[int, int], str, int]:
+    """Read a picture to the end of its file; return its upright size, its mode and its EXIF orientation."""
     size, mode = picture.size, picture.mode
-    if picture.getexif().get(ORIENTATION, 1) != 1:
-        return _upright(picture).size, mode
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    if orientation != 1:
+        return _upright(picture).size, mode, orientation
     picture.draft("L", (1, 1))  # JPEG only: all of the file is read, an eighth of width and height worked out
     picture.load()
-    return size, mode
+    return size, mode, orientation
 
 
 def _open_file(source: Any) -> Image.Image:
@@ -297,7 +357,7 @@ def place_of(source: Any, file_name: str | None = None, row: int | None = None) 
     path = source.get("path") if isinstance(source, Mapping) else source
     path = path or getattr(source, "filename", "")
     if isinstance(path, (str, os.PathLike)) and path and (not embedded or os.path.isabs(path) or not file_name):
-        place = shown(path) if not embedded or os.path.isabs(path) else printable(path)
+        place = shown(path) if not embedded or os.path.isabs(path) else printable(os.fspath(path))
     else:
         place = printable(file_name or "") or "without a name"
     return f"{place} (row {row})" if row is not None and (embedded or not path) else place
@@ -327,7 +387,10 @@ def _check_size(
     (width, height), (label_width, label_height) = size, label_size
     if size == label_size:
         return
-    hint = "; the picture may carry an EXIF rotation that its annotation ignores" if size == label_size[::-1] else ""
+    turned = (
+        "; the picture may carry an EXIF rotation that its annotation ignores: mask_orientation 'stored' turns both"
+    )
+    hint = turned if size == label_size[::-1] else ""
     raise ValueError(
         f"{label_name}: annotation is {label_width}x{label_height} (width x height) but the "
         f"{picture_name(example, 'image', split, row)} is {width}x{height}{hint}"

@@ -1,0 +1,164 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures beside masks: `images/` and one of `masks/`, `labels/`, `annotations/`, `gt/` ..., or both in one folder.
+
+Splits may be folders above or below these. A mask has the stem of its picture, or this with `_mask`, `_label`, `_seg`
+and the like at its end, which in one folder it must have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from ..texts import listed
+from .annotated import Annotated, Faults, Picture
+from .classes import CLASS_FILES, ClassTable, class_table_of, names_in_text
+from .file_names import split_of
+from .file_tree import probe_evenly
+from .labels import stored_values
+from .segmentation_data import open_picture, place_of
+from .source import Source
+
+WHAT = "Pictures beside masks"
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures")
+MASK_FOLDERS = (
+    *("masks", "mask", "labels", "label", "annotations", "annotation", "gt", "ground_truth", "groundtruth"),
+    *("segmentations", "segmentation", "annotated", "gts"),
+)
+_MASK_END = re.compile(r"[_.-](masks?|labels?|segmentation|seg|gt|annotation|labelids|labeltrainids)$", re.IGNORECASE)
+_IMAGE_END = re.compile(r"[_.-](image|img|rgb|sat)$", re.IGNORECASE)
+TEXT_FILES = ("labels.txt", "class_names.txt")
+
+
+def recognise(source: Source) -> str | None:
+    """See `annotated`."""
+    if source.given:
+        return None
+    images, masks = _sides(source)
+    if not images or not masks:
+        return None
+    folder = next(iter(masks.values()))[0].rpartition("/")[0]
+    return f"masks in {source.shown(folder) if folder else 'the same folder as pictures'}"
+
+
+def read(source: Source, classes: ClassTable | None) -> Annotated:
+    """See `annotated`."""
+    images, masks = _sides(source)
+    faults = Faults(WHAT)
+    pictures = []
+    for key in sorted(images.keys() | masks.keys()):
+        mine, theirs = images.get(key, []), masks.get(key, [])
+        shown = source.shown((mine or theirs)[0])
+        if len(mine) > 1 or len(theirs) > 1:
+            several = [source.shown(name) for name in (mine if len(mine) > 1 else theirs)]
+            faults.add(shown, f"one picture and one mask must have the stem {key[1]!r}, got {listed(several, 3)}")
+        elif not theirs:
+            faults.add(shown, f"no mask with the stem {key[1]!r} beside it")
+        elif not mine:
+            faults.add(shown, f"no picture with the stem {key[1]!r} beside this mask")
+        else:
+            with faults.of(shown):
+                path, mask = source.path(mine[0]), source.path(theirs[0])
+                pictures.append(Picture(path, mine[0], source.shown(theirs[0]), split_of(mine[0]), mask=mask))
+    faults.stop()
+    table, note = _class_table(source, classes, pictures)
+    return Annotated(
+        pictures,
+        table.names,
+        WHAT,
+        palette=table.palette if table.has_own_palette else None,
+        ignore_index=table.ignore_index,
+        ignore_color=table.ignore_color,
+        mask_format=table.mask_format or "auto",
+        notes=[note] if note else [],
+    )
+
+
+Sides = dict[tuple[str, str], list[str]]  # (place, stem) -> files
+
+
+def _sides(source: Source) -> tuple[Sides, Sides]:
+    """Return pictures and masks by the place that they share, and their common stem."""
+    found: dict[str, Sides] = {kind: defaultdict(list) for kind in ("image", "mask")}
+    for name in source.image_names:
+        *folders, last = name.split("/")
+        kinds = [(i, _kind(f)) for i, f in enumerate(folders) if _kind(f)]
+        if kinds:
+            position, kind = kinds[-1]
+            place = "/".join((*folders[:position], *folders[position + 1 :]))
+            stem = last.rpartition(".")[0]
+            found[kind][place, stem].append(name)
+    images, masks = found["image"], found["mask"]
+    if images and masks:
+        return _matched(images, masks)
+    return _in_one_folder(source.image_names)
+
+
+def _kind(folder: str) -> str:
+    return "image" if folder.lower() in IMAGE_FOLDERS else "mask" if folder.lower() in MASK_FOLDERS else ""
+
+
+def _matched(images: Sides, masks: Sides) -> tuple[Sides, Sides]:
+    """Shorten stems that have no partner as they are."""
+
+    def shortened(mine: Sides, theirs: Sides, end: re.Pattern) -> Sides:
+        result: Sides = defaultdict(list)
+        for (place, stem), names in mine.items():
+            whole = (place, stem) in theirs
+            result[place, stem if whole else end.sub("", stem)].extend(names)
+        return result
+
+    short_masks = shortened(masks, images, _MASK_END)
+    if images.keys() & short_masks.keys():
+        return dict(images), dict(short_masks)
+    return dict(shortened(images, short_masks, _IMAGE_END)), dict(short_masks)
+
+
+def _in_one_folder(names: Iterable[str]) -> tuple[Sides, Sides]:
+    images: Sides = defaultdict(list)
+    masks: Sides = defaultdict(list)
+    for name in names:
+        place, _, last = name.rpartition("/")
+        stem = last.rpartition(".")[0]
+        if _MASK_END.search(stem):
+            masks[place, _MASK_END.sub("", stem)].append(name)
+        else:
+            images[place, _IMAGE_END.sub("", stem)].append(name)
+    return (dict(images), dict(masks)) if images.keys() & masks.keys() else ({}, {})
+
+
+def _class_table(source: Source, classes: ClassTable | None, pictures: list[Picture]) -> tuple[ClassTable, str]:
+    if classes is not None:
+        return classes, ""
+    for name in source.files:
+        folder, _, last = name.rpartition("/")
+        if last in (*CLASS_FILES, *TEXT_FILES) and folder.count("/") < 2:
+            return _read_table(source, name), ""
+    values: set[int] = set()
+
+    def probe(path: str) -> None:
+        picture_name = f"annotation {place_of(path)}"
+        picture = open_picture(path, picture_name)
+        hint = "name the classes and their colours in a classes.json beside images and masks"
+        values.update(stored_values(picture, picture_name, hint).ravel().tolist())
+
+    probe_evenly([picture.mask for picture in pictures], probe)
+    if values <= {0, 1} or values <= {0, 255}:
+        return class_table_of(["background", "foreground"], WHAT), "masks of 0 and 1 or 255, no class names found"
+    raise ValueError(
+        f"{source.shown('')}: no class names found for masks with values {listed(sorted(values))}; class_names names "
+        f"them, or a classes.json or classes.txt there"
+    )
+
+
+def _read_table(source: Source, name: str) -> ClassTable:
+    shown = source.shown(name)
+    try:
+        if name.endswith(".txt"):
+            return class_table_of(names_in_text(source.text(name)), shown)
+        content = source.json(name, (dict, list))
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}" if not str(error).startswith(shown) else str(error)) from None
+    return class_table_of(content, shown)
