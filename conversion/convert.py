@@ -8,47 +8,11 @@ SOURCE is a .pth or .safetensors file, a folder or a Hub id, in the layout of NV
 segmentation-models-pytorch; which one, and the variant, is recognised. Prints what was done to the tensors.
 """
 
-import argparse
 import sys
 
-from hf_segformer.checkpoint_conversion import convert_checkpoint
+from hf_segformer.cli import COMMANDS
 
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help="File, folder or Hub id of the checkpoint.")
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="Folder to make; must not exist, or be empty.")
-    parser.add_argument(
-        "--dataset", help="ade20k or cityscapes: class names, palette and protocol; else the file's own."
-    )
-    parser.add_argument("--to", help="Write the weights as nvlabs, mmseg, smp or hf5 instead.")
-    parser.add_argument(
-        "--ema", action="store_true", help="Of two sets of weights in the file, take the averaged one."
-    )
-    parser.add_argument(
-        "--drop", nargs="+", default=[], metavar="PREFIX", help="Beginnings of names to leave out: auxiliary_head."
-    )
-    parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
-    parser.add_argument(
-        "--num_attention_heads", type=int, nargs="+", help="Heads of each stage, for networks of no published size."
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Convert, print the report, and return the exit code."""
-    options = vars(parse_arguments(arguments))
-    try:
-        report = convert_checkpoint(**options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report)
-    print(f"written  {options['output_dir']}")
-    return 0
-
+main = COMMANDS["convert"].main
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
-    sys.exit(main())
+    sys.exit(COMMANDS["convert"].run())

@@ -10,43 +10,11 @@ DIR holds config.json, model.safetensors and preprocessor_config.json, as writte
 weights fine-tuned from others inherit theirs. Log in first with `hf auth login`, or set HF_TOKEN.
 """
 
-import argparse
 import sys
 
-from hf_segformer.hub import PushError, folder_license, push_folder
+from hf_segformer.cli import COMMANDS
 
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="DIR", help="Model folder.")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name, or name for your own; created if missing.")
-    parser.add_argument("--private", action="store_true", help="Create a private repository.")
-    parser.add_argument("--revision", help="Branch; created if missing.")
-    parser.add_argument("--create_pr", action="store_true", help="Open a pull request instead of changing the branch.")
-    parser.add_argument("--with_code", action="store_true", help="Push the classes too, for trust_remote_code=True.")
-    parser.add_argument("--license", help="Licence of the weights, if README.md does not state it.")
-    parser.add_argument("--license_name", help="Name of the licence, with --license other.")
-    parser.add_argument("--license_link", help="Address of the licence, with --license other.")
-    parser.add_argument("--dataset", help="Data set of metrics.json, if the folder has no README.md.")
-    parser.add_argument("--image", help="Picture to segment for the model card, if the folder has no README.md.")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Push, and say where it is."""
-    options = vars(parse_arguments(arguments))
-    if options["license"] is None and sys.stdin.isatty() and folder_license(options["folder"]) is None:
-        options["license"] = (
-            input("Licence of the weights (apache-2.0, mit, cc-by-nc-4.0, other, ...): ").strip() or None
-        )
-    commit = push_folder(options.pop("folder"), options.pop("repo_id"), **options)
-    print(commit.pr_url or commit.commit_url)
-
+main = COMMANDS["push"].main
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
-    try:
-        main()
-    except (ValueError, PushError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(COMMANDS["push"].run())

@@ -9,24 +9,26 @@ Same flags, same initial weights, same pictures in the same order, same random n
 floating point sums are ordered, which training then amplifies.
 """
 
+import sys
 import tempfile
 
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-import train
+from hf_segformer.commands.train import main
+from hf_segformer.training.run import Run
 
 
-def build_builtin_model(*arguments):
-    """Model of `transformers` with the weights that train.py would start from."""
-    model, image_processor = build_model(*arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        builtin = SegformerForSemanticSegmentation.from_pretrained(folder)
-    print(f"training {type(builtin).__module__}.{type(builtin).__name__}")
-    return builtin, image_processor
+class BuiltinRun(Run):
+    """A run with the model of `transformers`, and the weights that train.py would start from."""
 
+    def build_model(self):
+        model, image_processor = super().build_model()
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            builtin = SegformerForSemanticSegmentation.from_pretrained(folder)
+        print(f"training {type(builtin).__module__}.{type(builtin).__name__}")
+        return builtin, image_processor
 
-build_model, train.build_model = train.build_model, build_builtin_model
 
 if __name__ == "__main__":
-    train.main()
+    main(sys.argv[1:], kind=BuiltinRun)

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -82,9 +82,9 @@ def _names_of_outputs(table: Any) -> dict[int, str]:
         raise ValueError(f"SegformerConfig: id2label must map ids to names, got {table!r}")
     if wrong := [key for key in table if _id_of(key) is None]:
         raise ValueError(f"SegformerConfig: id2label must have integers as keys, got {wrong[0]!r}")
-    given = {_id_of(key): name for key, name in table.items()}
-    names = {output: given.get(output) for output in range(len(given))}
-    names = {output: f"LABEL_{output}" if name is None else str(name) for output, name in names.items()}
+    given = {label: name for key, name in table.items() if (label := _id_of(key)) is not None}
+    found = {output: given.get(output) for output in range(len(given))}
+    names = {output: f"LABEL_{output}" if name is None else str(name) for output, name in found.items()}
     if dropped := {label: name for label, name in sorted(given.items()) if label not in names}:
         logger.warning(
             f"SegformerConfig: id2label has {len(given)} entries and so names the outputs 0 to {len(given) - 1}; the "
@@ -100,9 +100,9 @@ def _ids_of_names(table: Any) -> dict[str, int | None]:
 
 
 def _check_num_labels(name: str, value: Any) -> None:
-    if not (isinstance(value, Integral) and value >= 0):
+    if not (isinstance(value, Integral) and int(value) >= 0):
         raise ValueError(f"SegformerConfig: {name} must be an integer >= 0, got {value!r:.99}")
-    if value > _MOST_LABELS:
+    if int(value) > _MOST_LABELS:
         raise ValueError(f"SegformerConfig: {name} must be at most {_MOST_LABELS}, got {value!r:.99}")
 
 
@@ -146,7 +146,7 @@ def _with_value_errors(function: Callable) -> Callable:
     """`@strict` raises errors that are no `ValueError`; users of this package catch `ValueError`."""
 
     @functools.wraps(function)
-    def wrapper(self, *args, **kwargs):
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return function(self, *args, **kwargs)
         except StrictDataclassError as error:
@@ -198,10 +198,8 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         reshape_last_stage: Whether the last stage is returned as (B, C, H, W) rather than (B, H*W, C).
         conv_decoder_hidden_size: Width E of mmsegmentation's decode head, where each stage's projection is a 1x1
             convolution without bias, BatchNorm and ReLU. Exactly one of `decoder_hidden_size` and
-            `conv_decoder_hidden_size` is
-            set: `transformers` rejects a file whose `decoder_hidden_size` is null, so it can never load such a
-                checkpoint
-            into the other head with random weights.
+            `conv_decoder_hidden_size` is set: `transformers` rejects a file whose `decoder_hidden_size` is null, so it
+            can never load such a checkpoint into the other head with random weights.
         block_norm_eps: Epsilon of the LayerNorms of layers and stages. 1e-5 is what `transformers` computes;
             checkpoints of NVlabs and mmsegmentation were trained with 1e-6.
         embed_norm_eps: Epsilon of the LayerNorms after patch embedding and sequence reduction. 1e-5 in `transformers`
@@ -215,6 +213,9 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
     Raises:
         ValueError: A field has the wrong type or breaks a rule above; names the field, the rule and the value.
     """
+
+    if TYPE_CHECKING:
+        num_labels: int  # where there are labels, as here
 
     model_type = "segformer"
     attribute_map = {"num_hidden_layers": "num_encoder_blocks"}
@@ -245,7 +246,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
     palette: list | tuple | None = None
 
     @classmethod
-    def for_variant(cls, variant: str, **kwargs) -> "SegformerConfig":
+    def for_variant(cls, variant: str, **kwargs: Any) -> "SegformerConfig":
         """Configuration of a published variant.
 
         Args:
@@ -262,7 +263,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             fields["decoder_hidden_size"] = None
         return cls(**{**fields, **kwargs})
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("stage_names", None)
         for name in _FIELD_CHECKS.keys() & kwargs.keys():
             _FIELD_CHECKS[name](name, kwargs[name])
@@ -306,10 +307,12 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
 
     def _let_label2id_follow(self) -> dict[str, Any]:
         """Make `label2id` the inverse of `id2label`; returns its entries that said otherwise about an output."""
-        names, given = dict(self.id2label), self.__dict__.get("label2id")
+        names: dict[Any, Any] = dict(self.id2label or {})
+        given = self.__dict__.get("label2id")
         found = {name: _id_of(label) for name, label in given.items()} if isinstance(given, Mapping) else {}
         follows = set(found) == set(names.values()) and all(names.get(label) == name for name, label in found.items())
-        self.label2id = found if follows else {name: label for label, name in names.items()}
+        inverse: dict[str, Any] = found if follows else {name: label for label, name in names.items()}
+        self.label2id = inverse
         return {name: label for name, label in found.items() if label in names and names[label] != name}
 
     @property
@@ -321,8 +324,10 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
     @property
     def class_palette(self) -> list | tuple | None:
         """Colour of each id of a segmentation model's label maps; black for the background that one output lacks."""
-        lacks_background = self.palette is not None and len(self.palette) == self.num_labels == 1
-        return [[0, 0, 0], *self.palette] if lacks_background else self.palette
+        palette = self.palette
+        if palette is not None and len(palette) == self.num_labels == 1:
+            return [[0, 0, 0], *palette]
+        return palette
 
     def name_pixels(self, wanted: bool) -> None:
         """Let look-ups in `id2label` mean ids of a label map, which differ from outputs where there is only one.
@@ -331,10 +336,10 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
             wanted: False to mean outputs again, for classification.
         """
         if self.num_labels == 1:
-            self.__dict__["id2label"] = (PixelNames if wanted else dict)(self.id2label)
+            self.__dict__["id2label"] = (PixelNames if wanted else dict)(self.id2label or {})
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         source = kwargs.get("name_or_path", config_dict.get("name_or_path"))
         for name in _FIELD_CHECKS.keys() & kwargs.keys():
             if kwargs[name] is not None:
@@ -349,7 +354,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         return result
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:  # type: ignore[override]
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except ValueError as error:
@@ -365,7 +370,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         ours, theirs = ({**config.to_dict(), "_name_or_path": None} for config in (self, other))
         return ours == theirs
 
-    def validate_stages(self):
+    def validate_stages(self) -> None:
         """Every per-stage list has one positive entry for each stage, and heads divide widths."""
         names = ("depths", "sr_ratios", "hidden_sizes", "patch_sizes", "strides", "num_attention_heads", "mlp_ratios")
         for name in names:
@@ -383,7 +388,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
                     f"{list(self.num_attention_heads)}"
                 )
 
-    def validate_ranges(self):
+    def validate_ranges(self) -> None:
         """Scalars lie in their ranges."""
         for name in ("num_channels", "num_encoder_blocks"):
             if getattr(self, name) < 1:
@@ -410,7 +415,7 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
                 f"classifier_dropout_mode must be 'element' or 'channel', got {self.classifier_dropout_mode!r}"
             )
 
-    def validate_decode_head(self):
+    def validate_decode_head(self) -> None:
         """Exactly one decode head is chosen."""
         widths = (self.decoder_hidden_size, self.conv_decoder_hidden_size)
         if sum(width is not None for width in widths) != 1:
@@ -422,12 +427,12 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
         if width < 1:
             raise ValueError(f"the decode head's width must be >= 1, got {width}")
 
-    def validate_label_names(self):
+    def validate_label_names(self) -> None:
         """`id2label` names the outputs and `label2id` is its inverse: made so where it was changed in place."""
         if self.id2label is None:
             return
         if list(self.id2label) != list(range(len(self.id2label))):
             self.id2label = self.id2label
         if others := self._let_label2id_follow():
-            said, counts = str(others), str(dict(self.id2label))
+            said, counts = str(others), str(dict(self.id2label or {}))
             logger.warning(f"SegformerConfig: label2id said {said:.300}, but id2label counts: {counts:.300}")

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 try:
     import httpx2 as httpx
 except ImportError:  # huggingface_hub below 2.0
-    import httpx
+    import httpx  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

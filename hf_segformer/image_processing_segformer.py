@@ -30,8 +30,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .functional_segformer import upsample_argmax
-from .image_inputs_segformer import (
+from .processing.image_inputs import (
     Array,
     check_flag,
     described,
@@ -40,13 +39,14 @@ from .image_inputs_segformer import (
     prepare_label_map,
     prepare_picture,
 )
-from .pixel_values_segformer import Size, assembled, compute_labels, compute_pixel_values
-from .resize_segformer import resized_size, rounded_up
+from .processing.pixel_values import Size, assembled, compute_labels, compute_pixel_values
+from .processing.resize import resized_size, rounded_up
+from .scores.label_map import upsample_argmax
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 except ImportError:
-    SemanticSegmentationPostProcessorOutput = BatchFeature
+    SemanticSegmentationPostProcessorOutput = BatchFeature  # type: ignore[misc, assignment]
 
 
 _PIXELS = 2**31  # sides are below it: what Pillow, OpenCV and PyTorch index by
@@ -137,16 +137,18 @@ class SegformerImageProcessor(PilBackend):
     do_reduce_labels = False
     rescale_factor = 1 / 255
     keep_ratio = False
-    size_divisor = None
+    size_divisor: int | None = None
     antialias = True
     allow_missing = False
+    do_pad: bool | None
+    input_data_format: str | ChannelDimension | None
 
     def __init__(self, **kwargs: Unpack[SegformerImageProcessorKwargs]):
-        kwargs = _canonical(kwargs)
+        options = _canonical(kwargs)
         with _named_errors():  # as in a call; a file may hold anything else besides
-            known = self.valid_kwargs.__annotations__.keys() & kwargs.keys()
-            validate_typed_dict(self.valid_kwargs, {name: kwargs[name] for name in known})
-        super().__init__(**kwargs)
+            known = self.valid_kwargs.__annotations__.keys() & options.keys()
+            validate_typed_dict(self.valid_kwargs, {name: options[name] for name in known})  # type: ignore[type-var]
+        super().__init__(**options)
         _check_options(SimpleNamespace(**{name: getattr(self, name) for name in self._valid_kwargs_names}))
 
     @classmethod
@@ -191,16 +193,16 @@ class SegformerImageProcessor(PilBackend):
         with _named_errors():
             return super().preprocess(images, segmentation_maps, **_canonical(kwargs))
 
-    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
         super()._validate_preprocess_kwargs(**kwargs)
         _check_options(SimpleNamespace(**kwargs))
 
-    def _preprocess_image_like_inputs(
+    def _preprocess_image_like_inputs(  # type: ignore[override]
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> SegformerImageFeatures:
         options = SimpleNamespace(**kwargs)
-        images = flat_images(images, 3, "images")
-        pictures = [prepare_picture(image, options, index) for index, image in enumerate(images)]
+        single = flat_images(images, 3, "images")
+        pictures = [prepare_picture(image, options, index) for index, image in enumerate(single)]
         original_sizes = [picture_size(picture) for picture in pictures]
         steps = [_resize_steps(size, options) for size in original_sizes]
         image_sizes = [step[-1] if step else size for step, size in zip(steps, original_sizes, strict=True)]
@@ -210,7 +212,7 @@ class SegformerImageProcessor(PilBackend):
                 f"images must have one size to become a tensor, got {sorted(set(image_sizes))} after resizing: "
                 "set do_pad=True, or return_tensors=None for a list"
             )
-        maps = None if segmentation_maps is None else _label_maps(segmentation_maps, original_sizes, options)
+        maps: Any = None if segmentation_maps is None else _label_maps(segmentation_maps, original_sizes, options)
         data = {"pixel_values": compute_pixel_values(pictures, steps, padded, options)}
         if maps is not None:
             labels = [compute_labels(*pair, padded, options) for pair in zip(maps, steps, strict=True)]
@@ -257,11 +259,12 @@ class SegformerImageProcessor(PilBackend):
             return []
         sizes = _target_sizes(target_sizes, len(logits))
         logits_sizes = self._logits_sizes(logits, sizes, inputs)
+        groups: Iterable[tuple[torch.Tensor, Size | None, Size]]
         if len({*sizes}) == 1 and len({*logits_sizes}) == 1:
             groups = [(logits, sizes[0], logits_sizes[0])]
         else:
             groups = zip(logits.split(1), sizes, logits_sizes, strict=True)
-        results = []
+        results: list[Any] = []
         for group, size, (height, width) in groups:
             group = group[..., :height, :width]
             results += _label_outputs(group, size or (height, width), return_segmentation_scores, return_confidence)
@@ -271,16 +274,16 @@ class SegformerImageProcessor(PilBackend):
         self, logits: torch.Tensor, target_sizes: list[Size | None], inputs: BatchFeature | None
     ) -> list[Size]:
         """Size of each image's logits without padding: what the network gives for the unpadded image."""
-        whole = tuple(logits.shape[-2:])
+        whole = (logits.shape[-2], logits.shape[-1])
         if inputs is not None and not hasattr(inputs, "image_sizes"):
             raise ValueError(
                 f"inputs must be what this processor returned for the images, got {type(inputs).__name__}"
             )
         image_sizes, padded = getattr(inputs, "image_sizes", None), getattr(inputs, "padded_size", None)
         if image_sizes is None and self.do_pad and None not in target_sizes:
-            image_sizes = [(_resize_steps(size, self) or [size])[-1] for size in target_sizes]
+            image_sizes = [(_resize_steps(size, self) or [size])[-1] for size in target_sizes if size]
             padded = _padded_size(image_sizes, self)
-        if padded is None:
+        if padded is None or image_sizes is None:
             return [whole] * len(logits)
         if len(image_sizes) != len(logits):
             raise ValueError(
@@ -298,9 +301,9 @@ def _named_errors() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def _canonical(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options under their current names, and mean and standard deviation as floats, also where given as integers."""
-    kwargs = dict(kwargs)
+    kwargs = dict(options)
     old = kwargs.pop("reduce_labels", None)
     for name, value in {"reduce_labels": old, "do_reduce_labels": kwargs.get("do_reduce_labels")}.items():
         check_flag(name, value)
@@ -467,7 +470,12 @@ def _is_size(size: Any) -> bool:
     size = _listed(size)
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         return False
-    return all(isinstance(side, numbers.Real) and 1 <= side < _PIXELS and side % 1 == 0 for side in map(_listed, size))
+    return all(map(_is_side, map(_listed, size)))
+
+
+def _is_side(side: Any) -> bool:
+    is_number: bool = isinstance(side, numbers.Real)
+    return is_number and 1 <= side < _PIXELS and side % 1 == 0
 
 
 def _listed(value: Any) -> Any:
@@ -479,7 +487,7 @@ def _listed(value: Any) -> Any:
 def _label_outputs(
     logits: torch.Tensor, size: Size, with_scores: bool, with_confidence: bool
 ) -> list[torch.Tensor] | list[BatchFeature]:
-    fields = {}
+    fields: dict[str, torch.Tensor] = {}
     if with_scores:
         scores = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         fields["segmentation"] = (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(dim=1)
@@ -491,10 +499,11 @@ def _label_outputs(
         fields["segmentation"], fields["confidence"] = upsample_argmax(logits, size, return_confidence=True)
     else:
         return list(upsample_argmax(logits, size))
-    return [
+    outputs: list[Any] = [
         SemanticSegmentationPostProcessorOutput(data={name: values[index] for name, values in fields.items()})
         for index in range(len(logits))
     ]
+    return outputs
 
 
 def _probabilities(scores: torch.Tensor) -> torch.Tensor:

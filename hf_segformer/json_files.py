@@ -15,7 +15,7 @@ from .texts import short_repr
 
 _MAX_BYTES = 16 * 2**20
 _MAX_DIGITS = 300  # so that a float can hold it
-_KINDS = {dict: "an object", list: "a list"}
+_KINDS: dict[type, str] = {dict: "an object", list: "a list"}
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -74,8 +74,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {short_repr(repeated)} must stand once in an object, got it repeated")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {short_repr(key)} must stand once in an object, got it repeated")
+            seen.add(key)
     return content
 
 

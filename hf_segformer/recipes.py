@@ -270,8 +270,10 @@ _NVLABS = {
 
 
 def _published(figures: tuple, flavor: str) -> Published:
-    names = ("mean_iou", "mean_iou_tta", "aligned_mean_iou", "aligned_mean_iou_tta", "memory_gb")
-    names += ("images_per_second", "device")
+    names = (
+        *("mean_iou", "mean_iou_tta", "aligned_mean_iou", "aligned_mean_iou_tta", "memory_gb"),
+        *("images_per_second", "device"),
+    )
     source = {"mmseg": "mmsegmentation, configs/segformer/README.md", "nvlabs": "arXiv 2105.15203"}[flavor]
     return Published(**dict(zip(names, figures, strict=False)), source=source if figures else None)
 
@@ -321,16 +323,22 @@ def default_recipe(dataset: str, flavor: str = "transformers") -> Recipe:
         raise ValueError(f"recipe_flavor must be one of {', '.join(FLAVORS)}, got {flavor!r}")
     recipe = replace(Recipe(dataset=dataset, max_steps=2000), flavor=flavor, **FLAVORS[flavor])
     if dataset == "scenes":
-        small = {"image_size": 128, "long_side": 512, "crop_size": 128, "ratio_range": None, "photometric": False}
+        small: dict[str, Any] = {
+            "image_size": 128,
+            "long_side": 512,
+            "crop_size": 128,
+            "ratio_range": None,
+            "photometric": False,
+        }
         recipe = replace(recipe, **small, max_steps=1000, learning_rate=6e-3, head_multiplier=1.0)
     return recipe
 
 
 def recipe_table() -> str:
     """All recipes with their figures, for people."""
-    header = ("recipe", "flavor", "crop", "GPUs x images", "head", "protocol")
-    header += ("mIoU", "ms+flip", "aligned", "ms+flip", "GB", "images/s", "device")
-    rows = [header]
+    settings = ("recipe", "flavor", "crop", "GPUs x images", "head", "protocol")
+    results = ("mIoU", "ms+flip", "aligned", "ms+flip", "GB", "images/s", "device")
+    rows: list[tuple[str, ...]] = [(*settings, *results)]
     for recipe in RECIPES.values():
         figures = list(asdict(recipe.published).values())[:-1]
         width = recipe.decoder_width or VARIANTS[recipe.variant]["decoder_hidden_size"]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .evaluation.metric_values import check_class_names
+from .files import atomic_file
 from .lettering import legend_text, plot_names, room_for, shorten, title_text
-from .metrics import atomic_file, check_class_names
 from .texts import one_line
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def overlay(image: Any, label_map: Any, palette: Any, alpha: float = 0.5) -> np.
 def panel(
     image: Any,
     truth: Any | None,
-    prediction: Any,
+    prediction: Any | None,
     class_names: Sequence[str],
     palette: Any,
     path: str | os.PathLike | None = None,
@@ -184,7 +185,7 @@ def panel(
     Args:
         image: Pillow image, or uint8 array (H, W, 3) or (H, W).
         truth: (H, W) labels, or None where there are none: then there is no map of the errors either.
-        prediction: (H, W) class ids.
+        prediction: (H, W) class ids, or None where there are none.
         class_names: K names.
         palette: (K, 3) RGB in 0..255.
         path: PNG file to write, if any; its folder is created.
@@ -197,15 +198,17 @@ def panel(
     Raises:
         ValueError: sizes differ, or there are not as many names as colours.
     """
-    image, prediction, palette = _rgb_array(image), _label_array(prediction), _palette_array(palette)
+    image, palette = _rgb_array(image), _palette_array(palette)
     check_class_names(class_names, len(palette))
     tiles = [("image", image)]
     if truth is not None:
         truth = _label_array(truth)
         _check_size("truth", truth, image)
         tiles.append(("truth", overlay(image, truth, palette, alpha)))
-    tiles.append(("prediction", overlay(image, prediction, palette, alpha)))
-    if truth is not None:
+    if prediction is not None:
+        prediction = _label_array(prediction)
+        tiles.append(("prediction", overlay(image, prediction, palette, alpha)))
+    if truth is not None and prediction is not None:
         tiles.append(_error_tile(image, truth, prediction, len(palette)))
     grid = _grid(tiles)
     ids = _occurring(truth, prediction, len(palette))
@@ -217,9 +220,10 @@ def panel(
     return result
 
 
-def _occurring(truth: np.ndarray | None, prediction: np.ndarray, num_labels: int) -> list[int]:
-    maps = [prediction] if truth is None else [truth, prediction]
-    ids = np.unique(np.concatenate([np.unique(label_map) for label_map in maps]))
+def _occurring(truth: np.ndarray | None, prediction: np.ndarray | None, num_labels: int) -> list[int]:
+    ids = np.unique(
+        np.concatenate([np.unique(label_map) for label_map in (truth, prediction) if label_map is not None])
+    )
     return ids[_is_class(ids, num_labels)].tolist()
 
 
@@ -416,26 +420,26 @@ def per_class_bars(
     Raises:
         ValueError: there are not as many names as values.
     """
-    values = np.asarray(values, float)
-    check_class_names(class_names, len(values))
+    scores = np.asarray(values, float)
+    check_class_names(class_names, len(scores))
     names, label = plot_names(class_names), one_line(label, 60)
-    order = np.argsort(-values, kind="stable")  # nan goes last
-    figure = new_figure(7 + room_for(names), 1.2 + 0.24 * min(len(values), _BAR_ROWS))
+    order = np.argsort(-scores, kind="stable")  # nan goes last
+    figure = new_figure(7 + room_for(names), 1.2 + 0.24 * min(len(scores), _BAR_ROWS))
     axes = figure.subplots()
-    rows = np.arange(len(values))
-    axes.barh(rows, 100 * np.nan_to_num(values[order]), color="tab:blue", height=0.7)
+    rows = np.arange(len(scores))
+    axes.barh(rows, 100 * np.nan_to_num(scores[order]), color="tab:blue", height=0.7)
     named = rows[:: max(-(-len(rows) // _BAR_ROWS), 1)]
-    for row, value in zip(named, values[order[named]], strict=True):
+    for row, value in zip(named, scores[order[named]], strict=True):
         text = "absent" if np.isnan(value) else f"{100 * value:.1f}"
-        place = {"va": "center", "bbox": {"color": "w", "pad": 1}}
+        place: dict[str, Any] = {"va": "center", "bbox": {"color": "w", "pad": 1}}
         axes.text(100 * np.nan_to_num(value) + 1, row, text, fontsize=8, **place)
-    if not np.isnan(values).all():
-        mean = 100 * np.nanmean(values)
+    if not np.isnan(scores).all():
+        mean = float(100 * np.nanmean(scores))
         axes.axvline(mean, color="tab:orange", linestyle="--", zorder=0.5)
         axes.set_title(f"mean {label} {mean:.2f} %", fontsize=11, parse_math=False)
     axes.set_yticks(named, [names[i] for i in order[named]], fontsize=9, parse_math=False)
     axes.set_xlim(0, 108)
-    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.set_xlabel(f"{label} (%)", parse_math=False)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

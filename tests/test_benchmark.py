@@ -17,16 +17,14 @@ from transformers.utils import is_torchvision_available
 
 import hf_segformer
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
-from oracles import FOLDER
+from hf_segformer.benchmark import comparison as benchmark
+from hf_segformer.benchmark import measure as benchmark_measure
+from hf_segformer.benchmark import memory as benchmark_memory
+from hf_segformer.benchmark import networks as benchmark_networks
+from hf_segformer.benchmark import stages as benchmark_stages
+from oracles import FOLDER, why_missing
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.append(str(EXAMPLES))  # at the end: its evaluate.py would hide the library of that name
-
-import benchmark  # noqa: E402
-import benchmark_measure  # noqa: E402
-import benchmark_memory  # noqa: E402
-import benchmark_networks  # noqa: E402
-import benchmark_stages  # noqa: E402
 
 SMALL = ["--size", "64x96", "--pairs", "2", "--threads", "1", "--competitors", "none"]
 
@@ -144,7 +142,7 @@ def test_command_line():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(EXAMPLES / "benchmark.py"), "--dtype", "int8"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 1 and result.stderr.strip().endswith("bfloat16, float16, got 'int8'")
+    assert result.returncode == 2 and result.stderr.strip().endswith("bfloat16, float16, got 'int8'")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
@@ -156,10 +154,11 @@ def test_resident_peak():
     assert len(block) == 200 << 20 and 190 < after - before < 230
 
 
+@pytest.mark.oracle
 def test_mmsegmentation(tmp_path):
     path = FOLDER / "mmseg"
-    if not (path / ".complete").is_file():
-        pytest.skip("the oracle mmseg is not installed; run python tests/oracles.py")
+    if reason := why_missing("mmseg"):
+        pytest.skip(reason)
     args = benchmark.BenchmarkArguments(size="64", num_labels=5, threads=1, mmseg_path=str(path))
     networks = benchmark_networks.Networks("B0", None, None, tmp_path)
     with ExitStack() as stack:

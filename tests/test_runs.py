@@ -14,12 +14,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
+from conftest import TINY
 from safetensors.torch import load_file
-from test_examples import environment, launch
 
-from hf_segformer import SegformerForSemanticSegmentation
+from example_scripts import checked, environment, forget_accelerate, kept_process, launch, run_script
+from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from hf_segformer.training import DivergenceGuard, RunLock, find_state, non_finite
+from hf_segformer.training.run import Run
 from scene_folder import EXAMPLES, example_module, write_scene_folder
 
 SMALL = ["--crop_size", "64", "--batch_size", "2", "--num_workers", "0"]
@@ -30,21 +31,38 @@ def folder(tmp_path_factory):
     return write_scene_folder(tmp_path_factory.mktemp("pictures"), 10, 2)
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A network much smaller than B0, from which the runs of this file start."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("start")
+    SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=11)).save_pretrained(path)
+    return path
+
+
 @pytest.fixture
-def run(folder, monkeypatch):
-    """Function that runs an example script in this process, with functions of it replaced."""
+def run(folder, start, monkeypatch):
+    """Function that runs an example script in this process, with methods of `Run` replaced."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
 
-    def call(*arguments, script="train", **replaced):
-        AcceleratorState._reset_state(True)
+    def call(*arguments, script="train", threads=1, **replaced):
+        forget_accelerate()
         module = example_module(script)
-        for name, make in replaced.items():
-            monkeypatch.setattr(module, name, make(getattr(module, name)))
-        small = SMALL if script == "train" else SMALL[2:]
-        module.main([str(part) for part in ("--dataset", "folder", "--data_root", folder, *small, *arguments)])
+        small = [*SMALL, *smaller(start, threads)] if script == "train" else [*SMALL[2:], "--num_threads", 1]
+        words = [str(part) for part in ("--dataset", "folder", "--data_root", folder, *small, *arguments)]
+        with monkeypatch.context() as patch:  # for this run only
+            for name, make in replaced.items():
+                patch.setattr(Run, name, make(getattr(Run, name)))
+            module.main(words)
 
-    yield call
-    AcceleratorState._reset_state(True)
+    with kept_process():
+        yield call
+
+
+def smaller(start, threads=1):
+    """More flags for small runs; without them a run is that of a B0 which sees the validation pictures at 512."""
+    threads = [] if threads is None else ["--num_threads", threads]
+    return ["--model", start, "--image_size", 64, *threads]
 
 
 def weights_of(output_dir):
@@ -58,16 +76,17 @@ def are_equal(first, second):
 # ---- what Accelerate was told
 
 
-def test_the_precision_of_accelerate_config_is_taken(folder, tmp_path):
+def test_the_precision_of_accelerate_config_is_taken(folder, start, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("distributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n")
-    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 2, *SMALL]
-    for name, flags in (("configured", []), ("flag", ["--mixed_precision", "no"])):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        command += [EXAMPLES / "train.py", *data, "--output_dir", tmp_path / name, *flags]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment())
-        assert done.returncode == 0, done.stderr[-3000:]
-        precision = "no" if flags else "bf16"
+    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 2, *SMALL, *smaller(start)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, EXAMPLES / "train.py"]
+    command = list(map(str, [*command, *data, "--output_dir", tmp_path / "configured"]))
+    configured = checked(subprocess.run(command, capture_output=True, text=True, env=environment()))
+    told = {"ACCELERATE_MIXED_PRECISION": "bf16"}  # which is how the launcher tells it
+    flags = ["--mixed_precision", "no", "--output_dir", tmp_path / "flag"]
+    flag = run_script("train.py", *data, *flags, variables=told)
+    for name, done, precision in (("configured", configured, "bf16"), ("flag", flag, "no")):
         assert f"mixed_precision {precision}" in done.stdout
         assert json.loads((tmp_path / name / "recipe.json").read_text())["launch"]["mixed_precision"] == precision
     assert not are_equal(weights_of(tmp_path / "configured"), weights_of(tmp_path / "flag"))
@@ -91,7 +110,7 @@ def test_the_accumulation_that_accelerate_was_told(run, tmp_path, monkeypatch, c
 def test_compiler_and_threads_that_accelerate_was_told(run, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    run("--max_steps", 1, "--output_dir", tmp_path / "out")
+    run("--max_steps", 1, "--output_dir", tmp_path / "out", threads=None)
     ran = json.loads((tmp_path / "out" / "recipe.json").read_text())["launch"]
     assert (ran["dynamo_backend"], ran["num_threads"], ran["num_processes"]) == ("eager", 2, 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -116,15 +135,13 @@ def test_a_precision_that_is_not_there_is_one_error(precision, run, tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE"])
-def test_processes_that_do_not_know_of_each_other_are_refused(variable, tmp_path, monkeypatch):
-    AcceleratorState._reset_state(True)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.setenv(variable, "2")
-    for script in ("train", "evaluate"):
-        model = ["--model", "unused"] if script == "evaluate" else []
-        with pytest.raises(ValueError, match=f"{variable} says 2 processes, but accelerate runs 1 here"):
-            example_module(script).main([*model, "--output_dir", str(tmp_path / "out")])
-    AcceleratorState._reset_state(True)
+def test_processes_that_do_not_know_of_each_other_are_refused(variable, tmp_path):
+    variables = {"ACCELERATE_USE_CPU": "false", variable: "2"}
+    for script in ("train.py", "evaluate.py"):
+        model = ["--model", "unused"] if script == "evaluate.py" else []
+        done = run_script(script, *model, "--output_dir", tmp_path / "out", check=False, variables=variables)
+        assert done.returncode == 2
+        assert f"error: {variable} says 2 processes, but accelerate runs 1 here" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -153,17 +170,17 @@ def test_two_processes_where_there_are_no_gpus(plugin, message, tmp_path):
 
 
 def poison(step, what="gradient", value=float("nan")):
-    """Replaces train.py's `take_step` by one that spoils something in a step, counted from 1."""
+    """Replaces `Run.take_step` by one that spoils something in a step, counted from 1."""
 
     def make(take_step):
-        def spoiled(args, accelerator, model, optimizer, loader, progress, loss_function):
-            bare, hooks = accelerator.unwrap_model(model), []
+        def spoiled(run, batches):
+            bare, progress, hooks = run.model, run.progress, []
             norm = bare.decode_head.batch_norm
             if progress.step + 1 == step and what == "gradient":
                 hooks.append(norm.weight.register_hook(lambda gradient: torch.full_like(gradient, value)))
             if progress.step + 1 == step and what == "input":
                 hooks.append(bare.register_forward_pre_hook(lambda module, args: (torch.full_like(args[0], value),)))
-            loss = take_step(args, accelerator, model, optimizer, loader, progress, loss_function)
+            loss = take_step(run, batches)
             if progress.step == step and what == "statistic":
                 norm.running_var[2] = value
             for hook in hooks:
@@ -230,7 +247,7 @@ def test_nothing_spoilt_is_saved_evaluated_or_exported(run, tmp_path, step, what
         run(
             *["--max_steps", 8, "--output_dir", tmp_path, *every],
             take_step=poison(step, what, value),
-            evaluate=lambda evaluate: lambda model, *rest, **o: (seen.append(model), evaluate(model, *rest, **o))[1],
+            evaluate=lambda evaluate: lambda run, *tta: (seen.append(run.model), evaluate(run, *tta))[1],
         )
     check_states(tmp_path, saved)
     assert len(seen) == (step - 1) // 3, "a spoilt model was evaluated"
@@ -258,12 +275,13 @@ POISONED_RANK = """
 import sys, torch
 sys.path[:0] = [{examples!r}, {tests!r}]
 import train
+from hf_segformer.training.run import Run
 from test_runs import poison
-take_step = train.take_step
-def on_second(args, accelerator, *rest):
-    step = poison(3, "input")(take_step) if accelerator.process_index == 1 else take_step
-    return step(args, accelerator, *rest)
-train.take_step = on_second
+take_step = Run.take_step
+def on_second(run, batches):
+    step = poison(3, "input")(take_step) if run.accelerator.process_index == 1 else take_step
+    return step(run, batches)
+Run.take_step = on_second
 try:
     train.main()
 except FloatingPointError as error:
@@ -271,11 +289,12 @@ except FloatingPointError as error:
 """
 
 
-def test_of_two_processes_the_one_with_the_bad_picture_is_named(folder, tmp_path):
+def test_of_two_processes_the_one_with_the_bad_picture_is_named(folder, start, tmp_path):
     """Its statistics and loss are its own; all stop together."""
     script = tmp_path / "poisoned.py"
     script.write_text(POISONED_RANK.format(examples=str(EXAMPLES), tests=str(Path(__file__).parent)))
     data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 6, "--save_every", 2, *SMALL]
+    data += smaller(start)
     done = launch(script, *data, "--output_dir", tmp_path / "out", processes=2, check=False)
     assert done.returncode
     lines = {line for line in done.stderr.splitlines() if line.startswith("error:")}
@@ -287,7 +306,7 @@ def test_of_two_processes_the_one_with_the_bad_picture_is_named(folder, tmp_path
 
 
 def test_steps_that_the_loss_scaler_skips_do_not_count(tiny_config):
-    AcceleratorState._reset_state(True)
+    forget_accelerate()
     model, accelerator = SegformerForSemanticSegmentation(tiny_config()), Accelerator(cpu=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     bare = torch.optim.AdamW(model.parameters())
@@ -334,8 +353,8 @@ def test_a_run_resumes_from_the_newest_state_that_is_whole(run, tmp_path, capsys
     assert are_equal(before, weights_of(damaged))
 
 
-def test_two_runs_started_together_take_two_folders(folder, tmp_path):
-    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 1, *SMALL]
+def test_two_runs_started_together_take_two_folders(folder, start, tmp_path):
+    data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 1, *SMALL, *smaller(start)]
     command = [sys.executable, EXAMPLES / "train.py", *map(str, data)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes) for _ in range(2)]
@@ -348,14 +367,14 @@ def test_two_runs_started_together_take_two_folders(folder, tmp_path):
         assert not (tmp_path / "runs" / name / ".lock").exists()
 
 
-def test_a_second_resume_is_refused_while_the_first_runs(folder, tmp_path, run):
+def test_a_second_resume_is_refused_while_the_first_runs(folder, start, tmp_path, run):
     run("--max_steps", 2, "--output_dir", tmp_path / "out")
     lock = RunLock(tmp_path / "out")
     command = [sys.executable, EXAMPLES / "train.py", "--dataset", "folder", "--data_root", folder, "--max_steps", "2"]
-    command += [*SMALL, "--output_dir", tmp_path / "out", "--resume"]
+    command += [*SMALL, *smaller(start), "--output_dir", tmp_path / "out", "--resume"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment())
     lock.release()
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: output_dir {tmp_path / 'out'} is in use by process {os.getpid()} of" in done.stderr
 
 
@@ -437,7 +456,7 @@ def test_a_full_disk_is_one_line(folder, tmp_path):
     """Real: a file may not grow beyond a few blocks."""
     resource = pytest.importorskip("resource")
     command = [sys.executable, EXAMPLES / "train.py", "--dataset", "folder", "--data_root", folder, "--max_steps", 1]
-    command += [*SMALL, "--output_dir", tmp_path / "out"]
+    command += [*SMALL, "--num_threads", 1, "--output_dir", tmp_path / "out"]
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))

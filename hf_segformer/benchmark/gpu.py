@@ -11,6 +11,7 @@ with other `--parts` adds to the report. The exit code is 0 if all parts passed.
 """
 
 import argparse
+import collections
 import contextlib
 import copy
 import functools
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 if not __package__:  # run as a script: of the checkout that it lies in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -38,11 +40,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation as Builtin
 
-from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, __version__
-from hf_segformer import kernel_choice_segformer as kernel_choice
+from hf_segformer import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    __version__,
+    engine,
+)
 from hf_segformer.benchmark.report import Report, commit, compare, synchronize
-from hf_segformer.functional_segformer import upsample_argmax
-from hf_segformer.kernels_segformer import triton
+from hf_segformer.engine import kernel_choice
+from hf_segformer.engine.triton_scores import triton
+from hf_segformer.scores.label_map import upsample_argmax
 
 VARIANTS = ("b0", "b2")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,7 +80,7 @@ _TINY = {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4], "
 DRY = Scale(_TINY | {"depths": [1, 1, 1, 1]}, 5, 64, (1, 2), 2, 2, ((1, 5, 16, 16), (2, 7, 12, 20)), 8, 64, 0)
 
 
-def make_pair(variant: str, scale: Scale, device: torch.device, **fields) -> tuple[nn.Module, nn.Module]:
+def make_pair(variant: str, scale: Scale, device: torch.device, **fields: Any) -> tuple[nn.Module, nn.Module]:
     """Our network and that of `transformers`, from one folder, with weights that have no symmetry."""
     config = SegformerConfig.for_variant(variant, num_labels=scale.classes, **scale.config, **fields)
     ours, generator = SegformerForSemanticSegmentation(config), torch.Generator().manual_seed(0)
@@ -89,7 +97,8 @@ def make_pair(variant: str, scale: Scale, device: torch.device, **fields) -> tup
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         pair = [kind.from_pretrained(folder) for kind in (SegformerForSemanticSegmentation, Builtin)]
-    return tuple(network.eval().to(device) for network in pair)
+    first, second = (network.eval().to(device) for network in pair)
+    return first, second
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -114,7 +123,7 @@ def parity(args: argparse.Namespace, scale: Scale) -> Iterator[dict]:
                         network = copy.deepcopy(network).to(dtype)
                         network(inputs)  # at the first use kernels are only tried
                         results.append(network(inputs).logits)
-                    yield row | _errors(*results, expected)
+                    yield row | _errors(results[0], results[1], expected)
             results = [
                 _loss_and_gradients(network, pixels.to(dtype), labels)
                 for network, dtype in ((ours, torch.float32), (theirs, torch.float32), (reference, torch.float64))
@@ -147,7 +156,7 @@ def _errors(ours: Tensor, theirs: Tensor, expected: Tensor) -> dict:
     }
 
 
-def _loss_and_gradients(network: nn.Module, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _loss_and_gradients(network: Any, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Loss of a training step and the gradients of all parameters, in the order that they have on disk."""
     network = copy.deepcopy(network).train()
     loss = network(pixels, labels=labels).loss
@@ -164,42 +173,71 @@ def _loss_and_gradients(network: nn.Module, pixels: Tensor, labels: Tensor) -> d
 
 
 def kernels(args: argparse.Namespace, scale: Scale) -> Iterator[dict]:
-    """Which kernels are chosen for which inputs, and why."""
-    kernel_choice._decisions.clear()
-    kernel_choice._reasons.clear()
+    """What runs in place of the textbook's functions, which kernels are used in it, and why."""
+    kernel_choice.forget()
+    asked = set()
     for variant in VARIANTS:
         ours, _ = make_pair(variant, scale, args.device)
         for dtype, batch in itertools.product(DTYPES, scale.batches):
             network = copy.deepcopy(ours).to(dtype)
             pixels = torch.randn(batch, 3, scale.side, scale.side, device=args.device, dtype=dtype)
-            labels, size = _labels(pixels, scale), tuple(pixels.shape[2:])
-            with torch.inference_mode():
-                logits = network(pixels, labels=labels).logits
-                for with_confidence in (False, True):
-                    upsample_argmax(logits, size, with_confidence)
-            network.train()(pixels, labels=labels).loss.backward()
-    for dtype in DTYPES:
-        yield from _decisions(dtype, args.device)
+            for what, run in _uses(network, pixels, _labels(pixels, scale)):
+                with engine.record(network) as choices:
+                    run()
+                for row in _choices_by_kernel(choices):
+                    asked.add((row["kernel"], dtype))
+                    row = {"dtype": _name(dtype), "network": variant, "batch": batch, "what": what} | row
+                    yield row | {"passed": row["used"] or row["why"].startswith("slower") or not _expected(pixels)}
+    for name, dtype in itertools.product(KERNELS, DTYPES):
+        if (name, dtype) not in asked:
+            expected = _expected(torch.zeros(1, dtype=dtype, device=args.device))
+            row = {"kernel": name, "dtype": _name(dtype), "used": False, "why": "not eligible"}
+            yield row | {"passed": not expected}
 
 
-def _decisions(dtype: torch.dtype, device: torch.device) -> Iterator[dict]:
-    probe = torch.zeros(1, dtype=dtype, device=device)
-    expected = kernel_choice._is_on_gpu(probe) and kernel_choice._may_use_kernels([probe])
-    for name in KERNELS:
-        row = {"kernel": name, "dtype": _name(dtype)}
-        kinds = [kind for kind in kernel_choice._decisions if kind[0] == name and kind[2][1] == dtype]
-        if not kinds:
-            yield row | {"used": False, "why": "not eligible", "passed": not expected}
-        for kind in kinds:
-            used, why = kernel_choice._decisions[kind], kernel_choice._reasons[kind]
-            row |= {"inputs, at most": _sizes(kind), "inference mode": kind[1], "used": used, "why": why}
-            yield row | {"passed": used or why.startswith("slower")}
+def _expected(values: Tensor) -> bool:
+    """Whether kernels should be tried for such values."""
+    return engine.is_enabled() and not kernel_choice.no_kernels([values])
 
 
-def _sizes(kind: tuple) -> str:
-    """What `kernel_choice_segformer._kind` made of the arguments: powers of two that their sizes do not exceed."""
-    sizes = [argument[2] if isinstance(argument, tuple) and len(argument) == 4 else argument for argument in kind[2:]]
-    return ", ".join("x".join(str(1 << n) for n in size) if isinstance(size, tuple) else str(size) for size in sizes)
+def _uses(network: nn.Module, pixels: Tensor, labels: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What is done with a network, by name."""
+    forward, size = torch.inference_mode()(lambda: network(pixels, labels=labels).logits), pixels.shape[2:]
+    yield "inference", forward
+    logits = forward()
+    for name, with_confidence in (("label map", False), ("label map and confidence", True)):
+        yield name, functools.partial(upsample_argmax, logits, size, with_confidence)
+    yield "training step", lambda: network.train()(pixels, labels=labels).loss.backward()
+
+
+def _choices_by_kernel(choices: engine.Choices) -> Iterator[dict]:
+    """For each kernel that was asked for, what ran and what it said, alike ones once."""
+    seen: dict[tuple, dict[str, Any]] = {}
+    for choice in choices:
+        for note in choice.notes:
+            said, _, why = note.partition(": ")
+            if said.rpartition("kernel ")[2] in KERNELS:
+                row: dict[str, Any] = {
+                    "kernel": said.rpartition(" ")[2],
+                    "function": choice.function,
+                    "ran": choice.ran,
+                }
+                row |= {"used": not said.startswith("no "), "why": why}
+                seen.setdefault(tuple(row.values()), row | {"calls": 0})["calls"] += 1
+    return iter(seen.values())
+
+
+def _what_ran(run: Callable[[], object]) -> str:
+    """Which implementations of the textbook's functions a call takes, and how often; each kernel beside it."""
+    with engine.record() as choices:
+        run()
+    counted: collections.Counter[str] = collections.Counter()
+    if all(choice.ran == engine.TEXTBOOK for choice in choices):
+        return "the textbook alone"
+    for choice in choices:
+        used = [note.partition(": ")[0].rpartition(" ")[2] for note in choice.notes if note.startswith("kernel ")]
+        counted[f"{choice.function}: {' with '.join([choice.ran, *used])}"] += 1
+    return ", ".join(f"{what} ({number}x)" for what, number in counted.items())
 
 
 def speed(args: argparse.Namespace, scale: Scale) -> Iterator[dict]:
@@ -209,14 +247,14 @@ def speed(args: argparse.Namespace, scale: Scale) -> Iterator[dict]:
         for dtype, batch in itertools.product(DTYPES, scale.batches):
             pixels = torch.randn(batch, 3, scale.side, scale.side, device=args.device, dtype=dtype)
             row = {"network": variant, "what": "forward", "dtype": _name(dtype), "batch": batch}
-            runs = [_forward(copy.deepcopy(network).to(dtype), pixels) for network in pair]
-            yield row | compare(*runs, scale.rounds, args.device)
+            runs: list[Callable[[], object]] = [_forward(copy.deepcopy(network).to(dtype), pixels) for network in pair]
+            yield row | compare(runs[0], runs[1], scale.rounds, args.device) | {"ran": _what_ran(runs[0])}
         for dtype in DTYPES:
             pixels = torch.randn(scale.train_batch, 3, scale.side, scale.side, device=args.device)
             row = {"network": variant, "what": "training step", "dtype": _name(dtype), "batch": len(pixels)}
             labels = _labels(pixels, scale)
             runs = [_training_step(copy.deepcopy(network), pixels, labels, dtype) for network in pair]
-            yield row | compare(*runs, scale.rounds, args.device)
+            yield row | compare(runs[0], runs[1], scale.rounds, args.device) | {"ran": _what_ran(runs[0])}
 
 
 def _forward(network: nn.Module, pixels: Tensor) -> Callable[[], Tensor]:
@@ -245,12 +283,13 @@ def label_map(args: argparse.Namespace, scale: Scale) -> Iterator[dict]:
         logits = (5 * F.interpolate(coarse, size=(height, width), mode="bicubic")).to(dtype)
         size = (4 * height, 4 * width)
         plain, outputs = functools.partial(_plain, logits, size), SimpleNamespace(logits=logits)
-        ways = {"upsample_argmax": (upsample_argmax, logits, size)}
-        ways["post_process"] = (processor.post_process_semantic_segmentation, outputs, [size] * batch)
-        for name, way in ways.items():
-            run = functools.partial(*way)
-            row = {"what": name, "logits": "x".join(map(str, logits.shape)), "dtype": _name(dtype)}
-            row |= compare(run, plain, scale.rounds, args.device)
+        ways: dict[str, Callable[[], Any]] = {
+            "upsample_argmax": functools.partial(upsample_argmax, logits, size),
+            "post_process": functools.partial(processor.post_process_semantic_segmentation, outputs, [size] * batch),
+        }
+        for name, run in ways.items():
+            row: dict[str, object] = {"what": name, "logits": "x".join(map(str, logits.shape)), "dtype": _name(dtype)}
+            row |= compare(run, plain, scale.rounds, args.device) | {"ran": _what_ran(run)}
             labels = zip(run(), _plain(logits.float(), size), strict=True)
             share = statistics.fmean(float((ours == expected).double().mean()) for ours, expected in labels)
             yield row | {"same labels": share, "bound": _SAME_LABELS, "passed": share >= _SAME_LABELS}
@@ -319,7 +358,7 @@ def training(args: argparse.Namespace, scale: Scale) -> Iterator[dict]:
 class _Scenes(torch.utils.data.Dataset):
     """Augmented scenes by draw number, as `TrainingSamples` has them but without the package `datasets`."""
 
-    def __init__(self, scenes: list, transform):
+    def __init__(self, scenes: list, transform: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
         self.scenes, self.transform = scenes, transform
 
     def __getitem__(self, draw: int) -> dict[str, Tensor]:
@@ -356,12 +395,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.seconds > 0:
         raise ValueError(f"seconds must be > 0, got {args.seconds}")
     report, scale = Report(args.output_dir, "gpu", environment(args)), DRY if args.dry_run else Scale()
-    remarks = {"remark": "HF_SEGFORMER_NO_KERNELS=1"} if os.environ.get("HF_SEGFORMER_NO_KERNELS") == "1" else {}
+    switches = {"HF_SEGFORMER_NO_KERNELS": "1", "HF_SEGFORMER_ENGINE": "off"}
+    settings = [f"{name}={value}" for name, value in switches.items() if os.environ.get(name) == value]
+    remarks = {"remark": " ".join(settings)} if settings else {}
     passed = True
     for index, name in enumerate(args.parts):
         print(f"{name} ...", flush=True)
         torch.manual_seed(0)
-        passed &= report.run(name, lambda name=name: PARTS[name](args, scale), **remarks)
+        passed &= report.run(name, functools.partial(PARTS[name], args, scale), **remarks)
         part = report.parts[name]
         error = "{type}: {message}".format(**part["error"]) if "error" in part else ""
         print(f"{name}: {part['status']}, {part['seconds']:.1f} s {error}", flush=True)
@@ -388,7 +429,7 @@ def _device(name: str) -> torch.device:
 
 def environment(args: argparse.Namespace) -> dict[str, object]:
     """Machine, versions and settings."""
-    gpu = {"device": platform.machine(), "capability": None, "memory, GiB": None}
+    gpu: dict[str, object] = {"device": platform.machine(), "capability": None, "memory, GiB": None}
     if args.device.type == "cuda":
         properties = torch.cuda.get_device_properties(args.device)
         gpu = {"device": properties.name, "capability": f"{properties.major}.{properties.minor}"}

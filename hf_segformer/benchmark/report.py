@@ -151,7 +151,8 @@ def compare(ours: Callable, theirs: Callable, rounds: int, device: torch.device)
         rounds: Times that each is timed, one after the other in every round, in turn forwards and backwards.
         device: Where both compute.
     """
-    ways, seconds = {"ours": ours, "theirs": theirs}, {"ours": [], "theirs": []}
+    ways = {"ours": ours, "theirs": theirs}
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for run in [*ways.values()] * 3:
         run()
     for turn in range(rounds):

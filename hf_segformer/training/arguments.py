@@ -9,23 +9,39 @@ from typing import Any
 
 from ..data.arguments import DataArguments
 from ..data.file_tree import tolerant_probes
-from ..data.samples import SegmentationData
-from ..data.sampling import ON_BAD_SAMPLE
-from ..protocols import Protocol
+from ..data.segmentation_data import SegmentationData
+from ..data.training_samples import ON_BAD_SAMPLE
+from ..evaluation.protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
 from .losses import SegmentationLoss
 
 # Flags that change nothing about the weights a run ends with.
-_FREE = {"output_dir", "data_root", "resume", "eval_every", "save_every", "log_every", "num_workers", "report_to"}
+_FREE = {
+    "output_dir",
+    "data_root",
+    "data",
+    "pictures",
+    "resume",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "num_workers",
+    "report_to",
+}
+_FREE |= {"data", "pictures"}
 _FREE |= {"push_to_hub", "license", "protocol", "tta", "check", "check_seconds", "allow_outside_files"}
 # A run that stops at a bad sample never ends, and up to there both values give the same: it goes on with "skip".
 _FREE |= {"on_bad_sample", "allow_changes", "take_over"}
 # Flags whose default is the recipe's field of the same name.
-_FROM_RECIPE = ("variant", "max_steps", "learning_rate", "head_multiplier", "weight_decay", "crop_size", "loss")
-_FROM_RECIPE += ("loss_average", "protocol")
-_POSITIVE = ("max_steps", "learning_rate", "head_multiplier", "crop_size", "image_size", "eval_every", "save_every")
-_POSITIVE += ("log_every", "global_batch_size", "batch_size", "gradient_accumulation_steps")
+_FROM_RECIPE = (
+    *("variant", "max_steps", "learning_rate", "head_multiplier", "weight_decay", "crop_size", "loss"),
+    *("loss_average", "protocol"),
+)
+_POSITIVE = (
+    *("max_steps", "learning_rate", "head_multiplier", "crop_size", "image_size", "eval_every", "save_every"),
+    *("log_every", "global_batch_size", "batch_size", "gradient_accumulation_steps"),
+)
 
 
 @dataclass(kw_only=True)
@@ -36,7 +52,7 @@ class TrainArguments(DataArguments):
         ValueError: A flag is out of range, or there is no such recipe; names the flag.
     """
 
-    dataset: str | None = field(
+    dataset: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "scenes, camvid, ade20k, cityscapes, coco-stuff, folder, parquet, or a Hub id owner/name; the "
@@ -151,7 +167,7 @@ class TrainArguments(DataArguments):
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
     report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.recipe == "list":  # a question, not a run
             return
         self._set_defaults(self.base_recipe)
@@ -162,13 +178,17 @@ class TrainArguments(DataArguments):
         """The recipe before any flag."""
         if self.recipe is not None:
             return get_recipe(self.recipe, self.recipe_flavor or "mmseg")
-        return default_recipe(self.dataset or "scenes", self.recipe_flavor or "transformers")
+        dataset = "data" if self.data is not None else self.dataset or "scenes"  # whatever its folder is called
+        return default_recipe(dataset, self.recipe_flavor or "transformers")
 
     def _set_defaults(self, base: Recipe) -> None:
-        self.dataset = self.dataset or base.dataset
+        if self.data is not None and self.dataset is not None:
+            raise ValueError(f"dataset must be left out with data, got {self.dataset!r}")
+        self.dataset = self.dataset or (base.dataset if self.data is None else self.data_name)
         for name in _FROM_RECIPE:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(base, name))
+        assert self.max_steps is not None
         if self.image_size is None:
             self.image_size = base.image_size if self.recipe else self.crop_size
         if self.warmup_steps is None:
@@ -189,6 +209,7 @@ class TrainArguments(DataArguments):
         for name in ("seed", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        assert self.warmup_steps is not None and self.max_steps is not None
         if not 0 <= self.warmup_steps < self.max_steps:
             raise ValueError(f"warmup_steps must be in [0, max_steps={self.max_steps}), got {self.warmup_steps}")
         if self.num_threads is not None and self.num_threads < 0:
@@ -201,6 +222,7 @@ class TrainArguments(DataArguments):
         if self.model and self.encoder:
             raise ValueError(f"encoder must be left out with model, which has one, got {self.encoder!r}")
         self.build_loss()
+        assert self.protocol is not None
         Protocol.named(self.protocol, self.tta)
 
     def load_data(self) -> SegmentationData:
@@ -210,6 +232,7 @@ class TrainArguments(DataArguments):
 
     def build_loss(self, ignore_index: int = 255, class_weights: list[float] | None = None) -> SegmentationLoss:
         """The loss that the flags name."""
+        assert self.loss is not None and self.loss_average is not None
         return SegmentationLoss(
             self.loss,
             ignore_index,
@@ -235,6 +258,7 @@ class TrainArguments(DataArguments):
         """The recipe with every flag in it, as the run follows it."""
         base = self.base_recipe
         names = (*_FROM_RECIPE, "dataset", "image_size", "warmup_steps", "eval_every", "save_every")
+        assert self.image_size is not None
         changes = {name: getattr(self, name) for name in names}
         for name in ("batch_size", "gradient_accumulation_steps", "drop_path_rate"):
             if getattr(self, name) is not None:

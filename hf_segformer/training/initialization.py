@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..checkpoint_files import read_checkpoint
-from ..checkpoint_layouts import ConversionReport
-from ..checkpoints import convert_state_dict
+from ..checkpoints.files import read_checkpoint
+from ..checkpoints.layouts import ConversionReport
+from ..checkpoints.network import convert_state_dict
+
+if TYPE_CHECKING:
+    from ..modeling_segformer import SegformerForSemanticSegmentation
 
 
 @torch.no_grad()
-def initialize_as_published(model: nn.Module, flavor: str = "nvlabs") -> None:
+def initialize_as_published(model: SegformerForSemanticSegmentation, flavor: str = "nvlabs") -> None:
     """Initialise a fresh segmentation model in place, as its authors did.
 
     | part | nvlabs | mmseg |
@@ -49,7 +53,7 @@ def initialize_as_published(model: nn.Module, flavor: str = "nvlabs") -> None:
     _initialize_encoder(model.segformer)
     if flavor == "mmseg":
         _change_encoder_to_mmseg(model.segformer)
-    head = model.decode_head
+    head: Any = model.decode_head
     for module in head.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
             module.reset_parameters()
@@ -71,12 +75,13 @@ def _initialize_encoder(encoder: nn.Module) -> None:
         elif isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            assert module.bias is not None  # as all convolutions of the encoder have it
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
 
 
-def _change_encoder_to_mmseg(encoder: nn.Module) -> None:
+def _change_encoder_to_mmseg(encoder: Any) -> None:
     """What `nn.MultiheadAttention`'s joint matrix and 1x1 convolutions in place of Linear make different."""
     for layer in (layer for stage in encoder.encoder.block for layer in stage):
         attention = layer.attention.self
@@ -87,7 +92,9 @@ def _change_encoder_to_mmseg(encoder: nn.Module) -> None:
             nn.init.normal_(dense.weight, std=math.sqrt(2 / dense.out_features))
 
 
-def load_encoder(model: nn.Module, source: str | Path, revision: str | None = None) -> ConversionReport:
+def load_encoder(
+    model: SegformerForSemanticSegmentation, source: str | Path, revision: str | None = None
+) -> ConversionReport:
     """Put pretrained weights into a segmentation model's encoder; its decode head stays as it is.
 
     Args:

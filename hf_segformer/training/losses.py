@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..functional_segformer import check_label_dtype, check_labels, upsample_cross_entropy_sum, weight_of
+from ..scores.cross_entropy import upsample_cross_entropy_sum
+from ..scores.targets import check_label_dtype, check_labels, weight_of
 from .class_weights import check_class_weights
 
 LOSSES = ("cross_entropy", "ohem", "focal", "dice")
@@ -207,20 +208,21 @@ class SegmentationLoss:
         """Logarithm of the probability of each pixel's class, of class 0 where it is ignored; (B, H, W)."""
         target = labels * (labels != self.ignore_index)
         if target.is_floating_point():
-            return torch.lerp(*log_probabilities.unbind(1), target.to(log_probabilities))
+            low, high = log_probabilities.unbind(1)
+            return torch.lerp(low, high, target.to(log_probabilities))
         return log_probabilities.gather(1, target[:, None])[:, 0]
 
-    def _cross_entropy(self, logits, labels, _):
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return cross_entropy_sum(logits, labels, self.ignore_index, weights)
 
-    def _focal(self, _, labels, log_probabilities):
+    def _focal(self, _: torch.Tensor, labels: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
         log_p = self._of_target(log_probabilities, labels)
         # 1 - p, which has no gradient where p is 1 and gamma below 1.
         rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
         return -(self._pixel_weights(labels) * rest**self.focal_gamma * log_p).sum()
 
-    def _ohem(self, _, labels, log_probabilities):
+    def _ohem(self, _: torch.Tensor, labels: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
         log_p = self._of_target(log_probabilities, labels)
         valid = (labels != self.ignore_index).flatten(1)
         probability = log_p.detach().exp().flatten(1).masked_fill(~valid, float("inf"))
@@ -229,7 +231,7 @@ class SegmentationLoss:
         hard = (probability < lowest.clamp(min=self.ohem_threshold)) & valid
         return -(self._pixel_weights(labels) * hard.view_as(labels) * log_p).sum()
 
-    def _dice(self, _, labels, log_probabilities):
+    def _dice(self, _: torch.Tensor, labels: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
         valid = labels != self.ignore_index
         classes = log_probabilities.shape[1]
         probability = log_probabilities.exp() * valid[:, None]

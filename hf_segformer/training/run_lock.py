@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
     import msvcrt
 
 LOCK_NAME = ".lock"
@@ -69,39 +69,41 @@ class RunLock:
 
     def _take(self, take_over: bool) -> None:
         while True:
-            is_new = self._open()
-            before = _read_owner(self._descriptor)
+            is_new, descriptor = self._open()
+            before = _read_owner(descriptor)
             try:
-                _lock(self._descriptor)
+                _lock(descriptor)
             except OSError as error:
                 if error.errno in _HELD:
                     _refuse(self.path, before, "wait for it to end, or stop it")
                 if error.errno not in _NO_LOCKS:
                     raise
-                return self._take_without_locks(before, is_new, take_over)
-            if _is_same_file(self._descriptor, self.path):
+                return self._take_without_locks(descriptor, before, is_new, take_over)
+            if _is_same_file(descriptor, self.path):
                 break
             self._close()  # its last owner removed it between opening and locking
-        _write_owner(self._descriptor, _this_process())
+        _write_owner(descriptor, _this_process())
 
-    def _open(self) -> bool:
+    def _open(self) -> tuple[bool, int]:
         """Open the lock file, and return whether it is a new one; follows no link and waits for no pipe."""
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             self._descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-            return True
+            return True, self._descriptor
         except FileExistsError:
             if not stat.S_ISREG(os.lstat(self.path).st_mode):
                 raise FolderInUse(f"{self.path} must be a file of a run's own: remove what is there") from None
             self._descriptor = os.open(self.path, flags | os.O_CREAT, 0o666)
-            return False
+            return False, self._descriptor
 
-    def _take_without_locks(self, owner: dict[str, Any] | None, is_new: bool, take_over: bool) -> None:
+    def _take_without_locks(
+        self, descriptor: int, owner: dict[str, Any] | None, is_new: bool, take_over: bool
+    ) -> None:
         if owner is None and not is_new and not take_over:
             _refuse(self.path, None, "if it is certain that it has ended, add --take_over")
         _check_owner(self.path, owner, take_over)
         mine = _this_process() | {"nonce": uuid.uuid4().hex}
-        _write_owner(self._descriptor, mine)
+        _write_owner(descriptor, mine)
         time.sleep(_SETTLING_SECONDS)  # of several that write at a time, the last one has it
         last = json.loads(self.path.read_bytes())
         if last != mine:
@@ -127,7 +129,7 @@ class RunLock:
 
 def is_occupied(folder: str | os.PathLike) -> bool:
     """Whether a folder holds more than a lock."""
-    return any(entry.name != LOCK_NAME for entry in os.scandir(folder))
+    return any(entry.name != LOCK_NAME for entry in os.scandir(os.fspath(folder)))
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checkpoint_files import read_pickle
+from ..checkpoints.files import read_pickle
 from ..files import fsync_path, replace_path
 from .finite import non_finite, optimizer_tensors
 from .run_lock import FolderInUse, RunLock, is_occupied
@@ -72,12 +72,15 @@ def step_seed(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> int:
 
 def data_settings(data: SegmentationData) -> dict[str, Any]:
     """What of a data set determines the weights a run ends with: its classes, its samples and their order."""
-    names = data.train["file_name"][:]
+    names, form = data.train["file_name"][:], data.annotation_format
     digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode()).hexdigest()
     return {
         "class_names": list(data.class_names),
         "ignore_index": data.ignore_index,
-        "annotation_format": [data.annotation_format.mask_format, data.annotation_format.reduce_zero_label],
+        "annotation_format": [form.mask_format, form.reduce_zero_label],
+        "id_map": sorted(form.id_map),
+        "mask_colors": [form.palette, form.ignore_color] if form.mask_format == "rgb" else None,
+        "orientation": form.orientation,
         "training_samples": f"{len(names)} with names of SHA-256 {digest[:16]}",
     }
 
@@ -109,7 +112,8 @@ def run_folder(
     """
     from accelerate.utils import broadcast_object_list
 
-    lock, chosen = None, [None, None]
+    lock: RunLock | None = None
+    chosen: list[str | None] = [None, None]
     if accelerator.is_main_process:
         try:
             lock = _claim(output_dir, default, resume, take_over)
@@ -268,7 +272,8 @@ def find_state(folder: str | os.PathLike) -> FoundState:
     Raises:
         OSError: A file could not be read for reasons of the disk or network: that is no damage.
     """
-    passed_over, damaged = [], []
+    passed_over: list[str] = []
+    damaged: list[Path] = []
     for _, path in _candidates(Path(folder)):
         try:
             _read_state(path)
