@@ -3,6 +3,7 @@
 """Shared fixtures: the tiny configuration, the real pictures that tests read in place, and offline mode."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,7 +12,55 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+pytest_plugins = ["pytester"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# Exported graphs, the largest networks, interpreted kernels, many processes: further tests that are marked as long.
+LONG = (
+    "test_benchmark_against.py::test_a_revision",
+    "test_benchmark_against.py::test_what_",
+    "test_engine.py::test_any_file_of_the_engine_may_be_missing",
+    "test_export_graphs.py::test_export_of_any_size",
+    "test_export_graphs.py::test_no_graph_holds_the_concatenation",
+    "test_export_graphs.py::test_onnx_files",
+    "test_kernels.py::test_models_compute_the_same_with_kernels",
+    "test_kernels.py::test_upsample_cross_entropy",
+    "test_modeling.py::test_equals_transformers_through_disk[b3]",
+    "test_modeling.py::test_equals_transformers_through_disk[b4]",
+    "test_modeling.py::test_equals_transformers_through_disk[b5]",
+    "test_modeling.py::test_onnx_export_with_dynamic_size",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark every test that asks an oracle, itself or through a fixture; skip what is about an engine that is off."""
+    for item in items:
+        if item.nodeid.rpartition("tests/")[2].startswith(LONG):
+            item.add_marker("long")
+        fixtures = [found.func for definitions in item._fixtureinfo.name2fixturedefs.values() for found in definitions]
+        if any(map(_asks, (item.obj, *fixtures))):
+            item.add_marker("oracle")
+        if os.environ.get("HF_SEGFORMER_ENGINE") == "off" and item.get_closest_marker("engine"):
+            item.add_marker(pytest.mark.skip(reason="the engine is off"))
+
+
+def _asks(function) -> bool:
+    name, code = "run_oracle", getattr(function, "__code__", None)  # a partial has none
+    return code is not None and name in code.co_names and name in function.__globals__
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Skips by reason; those that the common tests of transformers decide themselves count as one."""
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        _, _, reason = report.longrepr
+        theirs = "test_transformers_common.py::" in report.nodeid
+        reasons["of the common tests of transformers" if theirs else reason.removeprefix("Skipped: ")] += 1
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture(scope="session")

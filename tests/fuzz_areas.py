@@ -20,10 +20,10 @@ from PIL import Image
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data.classes import read_class_table
 from hf_segformer.data.labels import AnnotationFormat
-from hf_segformer.data.samples import read_sample
-from hf_segformer.inference import segment
-from hf_segformer.metrics import ConfusionMatrix
-from hf_segformer.protocols import PROTOCOLS, Protocol
+from hf_segformer.data.segmentation_data import read_sample
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.metrics import ConfusionMatrix
+from hf_segformer.evaluation.protocols import PROTOCOLS, Protocol
 
 LOOP: list = []
 LOOP.append(LOOP)
@@ -322,7 +322,7 @@ def metric(rng, folder):
 
     built, mean_iou = {"reduce_labels", "nan_to_num"}, None
     if rng.random() < 0.5 and "evaluate" in sys.modules:
-        from hf_segformer.metrics import MeanIoU as mean_iou
+        from hf_segformer.evaluation.metrics import MeanIoU as mean_iou
     shape = rng.choice([(4, 5), (2, 4, 5), (3,), (0, 4)])
     plain = {name: plain_pixels(rng, shape, 5) for name in ("predictions", "labels")}
     values = {

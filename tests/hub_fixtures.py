@@ -11,8 +11,8 @@ from huggingface_hub.utils import close_session
 from PIL import Image
 
 from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.hub import model_card
-from hf_segformer.metrics import write_metrics
+from hf_segformer.evaluation.metrics import write_metrics
+from hf_segformer.hub.model_card import model_card
 from hub_server import HubServer
 from hub_xet import CLIENT_SETTINGS
 

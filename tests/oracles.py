@@ -5,7 +5,8 @@
     python tests/oracles.py            installs them into .oracles/
     HF_SEGFORMER_ORACLES=DIR           makes the tests look elsewhere
 
-Tests that need a missing one skip and say so.
+Tests that need a missing one skip and say so; so do those that find one made by another version of Python, whose
+compiled modules this one cannot load. Tests that ask one are marked "oracle" (see `conftest.py`).
 """
 
 import os
@@ -58,6 +59,8 @@ PACKAGES = {
 # Source distributions whose folder `tests` becomes a package with the name of the oracle, beside its other packages.
 SOURCES = {"transformers_tests": "transformers==5.23.0"}
 
+PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
+
 # mmseg imports compiled operators that mmcv-lite lacks, smp and timm import torchvision: SegFormer uses neither.
 _PREAMBLE = {
     "mmseg": "import sys, types\n"
@@ -87,7 +90,7 @@ def install() -> None:
     """Install every oracle that is not there yet."""
     for name, packages in PACKAGES.items():
         target, done = FOLDER / name, FOLDER / name / ".complete"
-        wanted = "\n".join([*packages, *filter(None, [SOURCES.get(name)])])
+        wanted = "\n".join([PYTHON, *packages, *filter(None, [SOURCES.get(name)])])
         if done.is_file() and done.read_text() == wanted:
             continue
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(target)]
@@ -110,6 +113,18 @@ def _unpack_tests(requirement: str, package: Path) -> None:
     (package / "__init__.py").touch()
 
 
+def why_missing(name: str) -> str | None:
+    """The reason for skipping what needs an oracle, or None where it can be run."""
+    done = FOLDER / name / ".complete"
+    if not done.is_file():
+        return f"the oracle {name} is not installed; run python tests/oracles.py"
+    maker = done.read_text().partition("\n")[0]
+    if maker != PYTHON:
+        maker = maker if maker.startswith("python ") else "an unknown version of Python"
+        return f"the oracle {name} was installed by {maker}, this is {PYTHON}; run python tests/oracles.py"
+    return None
+
+
 def run_oracle(name: str, script: str, *arguments: str | os.PathLike, timeout: float = 300) -> str:
     """Run a Python script where the oracle's packages come first, and return what it printed.
 
@@ -120,8 +135,8 @@ def run_oracle(name: str, script: str, *arguments: str | os.PathLike, timeout: f
         timeout: Seconds.
     """
     target = FOLDER / name
-    if not (target / ".complete").is_file():
-        pytest.skip(f"the oracle {name} is not installed; run python tests/oracles.py")
+    if reason := why_missing(name):
+        pytest.skip(reason)
     environment = os.environ | {"PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", _PREAMBLE.get(name, "") + script, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)

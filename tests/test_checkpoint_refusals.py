@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hf_segformer import SegformerForSemanticSegmentation
-from hf_segformer.adapters import load_adapter
-from hf_segformer.checkpoint_conversion import convert_checkpoint
-from hf_segformer.checkpoint_files import read_checkpoint
+from hf_segformer.checkpoints.adapters import load_adapter
+from hf_segformer.checkpoints.conversion import convert_checkpoint
+from hf_segformer.checkpoints.files import read_checkpoint
 from hf_segformer.training import load_encoder
 
 WEIGHTS = {"a": torch.zeros(2)}

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from hf_segformer import VARIANTS, SegformerConfig
-from hf_segformer.checkpoint_files import Checkpoint, read_checkpoint
-from hf_segformer.checkpoint_layouts import HEADS, LAYOUTS, Split
-from hf_segformer.checkpoints import convert_state_dict, detect_layout, export_state_dict, model_class_for
+from hf_segformer.checkpoints.files import Checkpoint, read_checkpoint
+from hf_segformer.checkpoints.layouts import HEADS, LAYOUTS, Split
+from hf_segformer.checkpoints.network import convert_state_dict, detect_layout, export_state_dict, model_class_for
 
 PAIRS = [(layout, head) for layout in LAYOUTS for head in LAYOUTS[layout].heads]
 HEAD_FIELDS = {"conv": {"conv_decoder_hidden_size": 20, "decoder_hidden_size": None}}

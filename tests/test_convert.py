@@ -20,9 +20,9 @@ from hf_segformer import (
     SegformerImageProcessor,
     SegformerModel,
 )
-from hf_segformer.checkpoint_conversion import convert_checkpoint
-from hf_segformer.checkpoint_files import read_checkpoint
-from hf_segformer.checkpoints import convert_state_dict
+from hf_segformer.checkpoints.conversion import convert_checkpoint
+from hf_segformer.checkpoints.files import read_checkpoint
+from hf_segformer.checkpoints.network import convert_state_dict
 from hf_segformer.data import ade20k
 from nvlabs_network import NVLABS, RANDOMIZE, images, nvlabs_logits, nvlabs_weights
 from oracles import run_oracle

@@ -4,7 +4,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.checkpoint_conversion import convert_checkpoint, new_folder
+from hf_segformer.checkpoints.conversion import convert_checkpoint, new_folder
+from hf_segformer.cli import COMMANDS
 from hf_segformer.data import ade20k, cityscapes
 from nvlabs_network import images, nvlabs_weights
 
@@ -71,9 +71,9 @@ def test_classes_agree_with_published_tables(shared_data):
 
 
 def test_b5_of_ade20k_was_made_for_640_pixels():
-    import hf_segformer.checkpoint_conversion as conversion
-    from hf_segformer.checkpoint_files import Checkpoint
-    from hf_segformer.checkpoint_layouts import ConversionReport
+    import hf_segformer.checkpoints.conversion as conversion
+    from hf_segformer.checkpoints.files import Checkpoint
+    from hf_segformer.checkpoints.layouts import ConversionReport
 
     for variant, scale, edges in (
         ("b5", None, (640, 2048)),
@@ -158,8 +158,8 @@ def test_command_line(small, tmp_path, capsys):
     content = torch.load(path)
     content["state_dict"]["backbone.extra.weight"] = torch.zeros(2)
     torch.save(content, path)
-    main = runpy.run_path(str(CONVERT))["main"]
-    assert main([str(path), str(tmp_path / "never")]) == 1
+    main = COMMANDS["convert"].run
+    assert main([str(path), str(tmp_path / "never")]) == 2
     assert "error: " in (message := capsys.readouterr().err) and "no place for backbone.extra.weight" in message
     assert main([str(path), str(tmp_path / "dropped"), "--drop", "backbone.extra."]) == 0
     assert "asked for: backbone.extra.weight" in capsys.readouterr().out

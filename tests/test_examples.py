@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_segformer authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The example scripts, run as a user runs them."""
+"""The example scripts: each is launched as a user does it at least once, and runs in this process otherwise."""
 
 import io
 import json
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,30 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
-import hf_segformer
+from example_scripts import environment, launch, run_script
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import draw_scene
 from scene_folder import EXAMPLES, write_scene_folder
 
-SMALL = ["--crop_size", "64", "--batch_size", "2", "--log_every", "1", "--num_workers", "1"]
-
-
-def launch(script, *arguments, processes=1, check=True):
-    """`accelerate launch` of an example; its output on standard output."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    # On CPU, launch starts several processes only with the flag that is named after GPUs.
-    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    command += [str(EXAMPLES / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment() | {"ACCELERATE_USE_CPU": "1"})
-    if check and result.returncode:
-        raise AssertionError(f"{script} failed:\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}")
-    return result
-
-
-def environment():
-    root = str(Path(hf_segformer.__file__).parent.parent)
-    return os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+SMALL = ["--crop_size", "64", "--batch_size", "2", "--log_every", "1", "--num_workers", "1", "--num_threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +70,9 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, folder, 
     for processes in (1, 2):
         target = tmp_path / str(processes)
         arguments = ["--model", output_dir, "--dataset", "folder", "--data_root", folder, "--batch_size", 2]
-        result = launch("evaluate.py", *arguments, "--output_dir", target, processes=processes)
+        arguments += ["--output_dir", target]
+        several = processes > 1
+        result = launch("evaluate.py", *arguments, processes=2) if several else run_script("evaluate.py", *arguments)
         assert "mIoU" in result.stdout and "sky" in result.stdout
         results.append(json.loads((target / "metrics.json").read_text()))
     assert results[0] == results[1]
@@ -121,16 +104,9 @@ def test_killed_run_resumes_to_the_same_weights(folder, tmp_path):
     # Workers, accumulation, stochastic depth and dropout are all on.
     arguments = ["--dataset", "folder", "--data_root", str(folder), "--max_steps", "8", "--save_every", "2", *SMALL]
     arguments += ["--gradient_accumulation_steps", "2", "--eval_every", "3", "--num_workers", "2"]
-    command = [sys.executable, str(EXAMPLES / "train.py"), *arguments]
-
-    def run(output_dir, *more):
-        full = [*command, "--output_dir", str(output_dir), *more]
-        return subprocess.run(full, capture_output=True, text=True, env=environment(), check=True)
-
-    run(tmp_path / "whole")
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [*command, "--output_dir", str(killed)],
+        [sys.executable, str(EXAMPLES / "train.py"), *arguments, "--output_dir", str(killed)],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -143,7 +119,8 @@ def test_killed_run_resumes_to_the_same_weights(folder, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "model.safetensors").exists(), "the run was over before it was killed"
-    assert "resuming at step" in run(killed, "--resume").stdout
+    assert "resuming at step" in run_script("train.py", *arguments, "--output_dir", killed, "--resume").stdout
+    run_script("train.py", *arguments, "--output_dir", tmp_path / "whole")
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
@@ -155,9 +132,8 @@ def test_killed_run_resumes_to_the_same_weights(folder, tmp_path):
     assert histories[0] == histories[1]
     # A finished run is not overwritten, and cannot go on with other settings.
     for extra, message in (([], "must be new or empty"), (["--resume", "--seed", "7"], "seed=7 (was 0)")):
-        full = [*command, "--output_dir", str(killed), *extra]
-        result = subprocess.run(full, capture_output=True, text=True, env=environment())
-        assert result.returncode == 1
+        result = run_script("train.py", *arguments, "--output_dir", killed, *extra, check=False)
+        assert result.returncode == 2
         assert message in result.stderr
 
 
@@ -172,7 +148,7 @@ def test_fine_tuning_with_other_classes(trained, folder, tmp_path):
         label = np.asarray(Image.open(folder / "train" / "annotations" / path.name))
         Image.fromarray(((label == 7) * 255).astype(np.uint8)).save(data / "annotations" / path.name)
     arguments = ["--dataset", "folder", "--data_root", data, "--model", output_dir, "--max_steps", 2, *SMALL]
-    launch("train.py", *arguments, "--output_dir", tmp_path / "tuned")
+    run_script("train.py", *arguments, "--output_dir", tmp_path / "tuned")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "tuned")
     assert model.config.id2label == {0: "background", 1: "car"}
     before = load_file(output_dir / "model.safetensors")["segformer.encoder.block.3.0.mlp.dense1.weight"]
@@ -208,8 +184,8 @@ def test_outputs_show_names_as_texts_and_no_path_of_the_machine(trained, tmp_pat
         1,
         *SMALL,
     ]
-    launch("train.py", *arguments, "--output_dir", tuned)
-    launch("evaluate.py", *chosen, "--model", tuned, "--output_dir", tmp_path / "evaluated", "--plots", "True")
+    run_script("train.py", *arguments, "--output_dir", tuned)
+    run_script("evaluate.py", *chosen, "--model", tuned, "--output_dir", tmp_path / "evaluated", "--plots", "True")
     texts = {p: p.read_text() for folder in (tuned, tmp_path / "evaluated") for p in folder.glob("*.*[dnt]")}
     assert {"README.md", "recipe.json", "config.json", "metrics.json", "per_class_iou.txt"} <= {p.name for p in texts}
     for path, text in texts.items():
@@ -224,7 +200,7 @@ def test_outputs_show_names_as_texts_and_no_path_of_the_machine(trained, tmp_pat
 
 def test_training_on_camvid(shared_data, tmp_path):
     arguments = ["--dataset", "camvid", "--data_root", shared_data / "camvid", "--max_steps", 1, *SMALL]
-    launch("train.py", *arguments, "--image_size", 90, "--output_dir", tmp_path / "out")
+    run_script("train.py", *arguments, "--image_size", 90, "--output_dir", tmp_path / "out")
     table = (tmp_path / "out" / "per_class_iou.txt").read_text()
     assert "bicyclist" in table
 
@@ -239,10 +215,10 @@ def test_training_on_camvid(shared_data, tmp_path):
         (["--resume", "--output_dir", "/nonexistent"], "no saved state to resume"),
     ],
 )
-def test_errors_are_one_line(arguments, message, tmp_path):
-    command = [sys.executable, str(EXAMPLES / "train.py"), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
-    assert result.returncode == 1
+def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_script("train.py", *arguments, check=False)
+    assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert message in line
     assert "Traceback" not in result.stderr
@@ -255,9 +231,8 @@ def test_bad_labels_stop_training_before_it_starts(folder, tmp_path):
     label = np.asarray(Image.open(data / "train" / "annotations" / "3.png")).copy()
     label[5, 7] = 99
     Image.fromarray(label).save(data / "train" / "annotations" / "3.png")
-    result = launch(
-        "train.py", "--dataset", "folder", "--data_root", data, "--output_dir", tmp_path / "out", check=False
-    )
+    arguments = ["--dataset", "folder", "--data_root", data, "--output_dir", tmp_path / "out"]
+    result = run_script("train.py", *arguments, check=False)
     assert result.returncode
     assert "3.png" in result.stderr and "99" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -268,13 +243,9 @@ def test_predictions_resume_and_name_unreadable_files(trained, folder, tmp_path)
     pictures = tmp_path / "pictures"
     shutil.copytree(folder / "val" / "images", pictures / "street")
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
-    command = [sys.executable, str(EXAMPLES / "predict.py"), "--model", str(output_dir), str(pictures)]
-    command += ["--output_dir", str(tmp_path / "out"), "--device", "cpu"]
-
-    def run():
-        return subprocess.run(command, capture_output=True, text=True, env=environment())
-
-    first = run()
+    arguments = ["--model", str(output_dir), str(pictures), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    command = [sys.executable, str(EXAMPLES / "predict.py"), *arguments]
+    first = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert first.returncode == 1
     assert "unreadable:" in first.stderr and "broken.jpg" in first.stderr
     assert "5 images segmented, 0 already done, 1 unreadable" in first.stdout
@@ -291,7 +262,7 @@ def test_predictions_resume_and_name_unreadable_files(trained, folder, tmp_path)
     kept = labels[1].stat().st_mtime_ns
     (tmp_path / "out" / "overlays" / "street" / labels[0].name).unlink()
     (pictures / "broken.jpg").unlink()
-    second = run()
+    second = run_script("predict.py", *arguments)
     assert second.returncode == 0
     assert "1 images segmented, 4 already done, 0 unreadable" in second.stdout
     assert labels[1].stat().st_mtime_ns == kept
@@ -301,18 +272,9 @@ def test_predictions_never_overwrite_each_other(folder, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         shutil.copy(folder / "val" / "images" / "0.png", tmp_path / name / "0.png")
-    command = [
-        sys.executable,
-        str(EXAMPLES / "predict.py"),
-        "--model",
-        "unused",
-        str(tmp_path / "a"),
-        str(tmp_path / "b"),
-    ]
-    result = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True, env=environment()
-    )
-    assert result.returncode == 1
+    pictures = [tmp_path / "a", tmp_path / "b"]
+    result = run_script("predict.py", "--model", "unused", *pictures, "--output_dir", tmp_path / "out", check=False)
+    assert result.returncode == 2
     assert "would both be written to 0.png" in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -326,7 +288,8 @@ def test_the_builtin_class_trains_by_the_same_script(folder, tmp_path):
     for script in ("train.py", "compare_with_builtin.py"):
         output_dir = tmp_path / script
         arguments = ["--dataset", "folder", "--data_root", folder, "--model", tmp_path / "start", "--max_steps", 2]
-        printed = launch(script, *arguments, *SMALL, "--output_dir", output_dir).stdout
+        start = launch if script == "compare_with_builtin.py" else run_script
+        printed = start(script, *arguments, *SMALL, "--image_size", 64, "--output_dir", output_dir).stdout
         assert ("transformers.models.segformer" in printed) == (script != "train.py")
         (state,) = sorted((output_dir / "states").glob("step-*2"))
         history = json.loads((state / "progress.json").read_text())["history"]

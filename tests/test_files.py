@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_segformer import checkpoint_conversion, evaluation, files
+from hf_segformer import files
+from hf_segformer.checkpoints import conversion as checkpoint_conversion
+from hf_segformer.evaluation import loop as evaluation
 from hf_segformer.files import atomic_file, fsync_path, replace_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -161,11 +163,10 @@ def test_cores_where_the_system_does_not_tell_which_may_be_used(monkeypatch):
 
 
 def test_peak_memory_on_windows(monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "examples"))
     monkeypatch.setitem(sys.modules, "resource", None)  # which is what importing it finds there
-    monkeypatch.delitem(sys.modules, "benchmark_memory", raising=False)
-    module = importlib.import_module("benchmark_memory")
-    monkeypatch.delitem(sys.modules, "benchmark_memory")
+    monkeypatch.delitem(sys.modules, "hf_segformer.benchmark.memory", raising=False)
+    module = importlib.import_module("hf_segformer.benchmark.memory")
+    monkeypatch.delitem(sys.modules, "hf_segformer.benchmark.memory")
     peak = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(peak_wset=3 << 20))
     monkeypatch.setattr(module.psutil, "Process", lambda: peak)
     assert module.resident_peak() == 3
@@ -207,7 +208,7 @@ def test_terminals_that_cannot_show_a_name(tmp_path, encoding):
     # What a script prints at its end, after hours of training, must not stop it.
     script = REPOSITORY / "conversion" / "convert.py"
     code = "import runpy, sys; sys.argv = ['convert.py', 'absent', 'out']\n"
-    code += "import hf_segformer.checkpoint_conversion as module\n"
+    code += "import hf_segformer.checkpoints.conversion as module\n"
     code += "module.convert_checkpoint = lambda **options: 'class 道路'\n"
     code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)}

@@ -16,13 +16,14 @@ from PIL import Image
 import fuzz
 import fuzz_areas
 from hf_segformer import SegformerConfig, SegformerImageProcessor, upsample_argmax
-from hf_segformer.inference import segment
-from hf_segformer.metrics import ConfusionMatrix
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.metrics import ConfusionMatrix
+from hf_segformer.evaluation.protocols import Protocol
 
 HERE = Path(fuzz.__file__).parent
 
 
+@pytest.mark.long
 def test_every_area():
     """In a process of its own, whose memory has a limit."""
     command = [sys.executable, str(HERE / "fuzz.py"), "--seconds", "18", "--seed", "7"]
@@ -211,7 +212,7 @@ def test_arguments_of_the_metrics():
     with pytest.raises(ValueError, match="predictions must lie in"):
         ConfusionMatrix(3).update(2**63, 0)
     pytest.importorskip("evaluate")
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     for wrong in ([], torch.empty(2, device="meta"), "0"):
         with pytest.raises(ValueError, match="nan_to_num must be a number or None"):

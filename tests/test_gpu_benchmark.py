@@ -13,19 +13,20 @@ import pytest
 import torch
 import transformers
 
-from hf_segformer import kernel_choice_segformer
+from hf_segformer import engine
 from hf_segformer.benchmark import gpu, report
+from hf_segformer.engine import cross_entropy, decode_head, kernel_choice, label_map
 
 SMALL = ["--device", "cpu", "--dry_run", "--seconds", "0.5"]
-SIZES = "inputs, at most"
 NAMES = ["parity", "kernels", "speed", "label_map", "training"]
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """Nothing that a run sets for its process stays."""
-    monkeypatch.setattr(kernel_choice_segformer, "_decisions", {})
-    monkeypatch.setattr(kernel_choice_segformer, "_reasons", {})
+    monkeypatch.setattr(kernel_choice, "_decisions", {})
+    monkeypatch.setattr(kernel_choice, "_reasons", {})
+    monkeypatch.delenv("HF_SEGFORMER_ENGINE", raising=False)  # it was read already; reports would remark on it
     with torch.random.fork_rng():
         yield
 
@@ -39,7 +40,8 @@ def read(folder):
 
 
 def test_every_part_runs(tmp_path):
-    assert run(tmp_path, *NAMES) == 0
+    # A loss falls within this time on a busy machine too.
+    assert gpu.main([*SMALL, "--seconds", "2", "--output_dir", str(tmp_path)]) == 0
     content, text = read(tmp_path), (tmp_path / "gpu.md").read_text()
     assert content["environment"]["torch"] == torch.__version__ and content["environment"]["dry run"]
     parts = content["parts"]
@@ -54,7 +56,7 @@ def test_every_part_runs(tmp_path):
     assert 1e-9 < found["b0", "float32", "gradients"]["error of ours"] < 1e-5
     assert 1e-5 < found["b2", "bfloat16", "logits"]["error of ours"] < 0.05
     assert {(row["kernel"], row["why"]) for row in parts["kernels"]["rows"]} == {
-        (name, "not eligible") for name in kernel_choice_segformer._kernels() or gpu.KERNELS
+        (name, "not eligible") for name in kernel_choice._kernels() or gpu.KERNELS
     }
     measured = {(row["network"], row["what"], row["dtype"], row["batch"]) for row in parts["speed"]["rows"]}
     assert len(measured) == len(parts["speed"]["rows"]) == 2 * 3 * (2 + 1)
@@ -172,23 +174,22 @@ def test_a_loss_that_does_not_fall_does_not_pass(tmp_path, monkeypatch):
 @pytest.fixture
 def fake_gpu(monkeypatch):
     """CPU tensors pass for a GPU's, PyTorch's operations for kernels; returns these, to be replaced."""
-    from hf_segformer import decode_head_segformer, functional_segformer
-
     functions = {
-        "upsample_argmax": functional_segformer._label,
-        "upsample_cross_entropy": functional_segformer._cross_entropy,
-        "upsample_add_relu": decode_head_segformer._upsample_add_relu,
+        "upsample_argmax": label_map._label,
+        "upsample_cross_entropy": cross_entropy._cross_entropy,
+        "upsample_add_relu": decode_head._upsample_add_relu,
     }
     turns = iter([1.25, 2.0] * 1000)
-    monkeypatch.setattr(kernel_choice_segformer, "_is_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(kernel_choice_segformer, "_is_supported", lambda device: True)
-    monkeypatch.setattr(kernel_choice_segformer, "_is_capturing", lambda: False)
-    monkeypatch.setattr(kernel_choice_segformer, "_kernels", lambda: functions)
-    monkeypatch.setattr(kernel_choice_segformer, "_time", lambda function: next(turns))
+    monkeypatch.setattr(kernel_choice, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(kernel_choice, "_is_supported", lambda device: True)
+    monkeypatch.setattr(kernel_choice, "_is_capturing", lambda: False)
+    monkeypatch.setattr(kernel_choice, "_kernels", lambda: functions)
+    monkeypatch.setattr(kernel_choice, "_time", lambda function: next(turns))
     monkeypatch.setattr(gpu, "VARIANTS", ("b0",))
     return functions
 
 
+@pytest.mark.engine
 @pytest.mark.filterwarnings("ignore:the GPU kernel")
 def test_why_kernels_are_used_or_not(tmp_path, fake_gpu, monkeypatch):
     def other_labels(logits, size, return_confidence):
@@ -207,24 +208,27 @@ def test_why_kernels_are_used_or_not(tmp_path, fake_gpu, monkeypatch):
     run(tmp_path, "kernels")
     rows = read(tmp_path)["parts"]["kernels"]["rows"]
 
-    def why(name, dtype, ending=""):
+    def why(name, dtype, what=None):
         chosen = [row for row in rows if row["kernel"] == name and row["dtype"] == dtype]
-        return {(row["why"], row["used"], row["passed"]) for row in chosen if row.get(SIZES, "").endswith(ending)}
+        return {(row["why"], row["used"], row["passed"]) for row in chosen if what in (None, row.get("what"))}
 
-    assert why("upsample_argmax", "float32", "False") == {("faster (1.25 ms against 2 ms)", True, True)}
-    assert why("upsample_argmax", "float32", "True") == {("RuntimeError: out of shared memory", False, False)}
-    ((reason, used, passed),) = {why("upsample_argmax", "float16", "False").pop()}
+    assert why("upsample_argmax", "float32", "label map") == {("faster (1.25 ms against 2 ms)", True, True)}
+    confident = why("upsample_argmax", "float32", "label map and confidence")
+    assert confident == {("RuntimeError: out of shared memory", False, False)}
+    ((reason, used, passed),) = {why("upsample_argmax", "float16", "label map").pop()}
     assert reason.startswith("its result differs at 0.") and reason.endswith(" of the pixels") and not used | passed
     assert why("upsample_cross_entropy", "bfloat16") == {("agrees", True, True)}
     # A GPU that could run them never asked for these: on this one the modules themselves see a CPU.
     assert why("depthwise_gelu", "float32") == {("not eligible", False, False)}
-    sizes = {row[SIZES] for row in rows if row["kernel"] == "upsample_argmax" and row["dtype"] == "float32"}
-    assert sizes == {f"{batch}x8x16x16, 64x64, {flag}" for batch in (1, 2) for flag in (False, True)}
+    ran = {(row["function"], row["ran"]) for row in rows if row["kernel"] == "upsample_argmax"}
+    assert ran == {("label_map", "label_map_in_bands")}
+    uses = {(row["what"], row["batch"]) for row in rows if row["kernel"] == "upsample_cross_entropy"}
+    assert uses == {(what, batch) for what in ("inference", "training step") for batch in (1, 2)}
 
     # A slower kernel is no fault, another loss is one, and what was decided before is forgotten.
     fake_gpu["upsample_argmax"], fake_gpu["upsample_cross_entropy"] = label, other_loss
     turns = iter([2.0, 1.5] * 1000)
-    monkeypatch.setattr(kernel_choice_segformer, "_time", lambda function: next(turns))
+    monkeypatch.setattr(kernel_choice, "_time", lambda function: next(turns))
     run(tmp_path, "kernels")
     rows = read(tmp_path)["parts"]["kernels"]["rows"]
     assert why("upsample_argmax", "float32") == {("slower (2 ms against 1.5 ms)", False, True)}
@@ -236,6 +240,33 @@ def test_switched_off_kernels_are_no_fault(tmp_path, fake_gpu, monkeypatch):
     monkeypatch.setenv("HF_SEGFORMER_NO_KERNELS", "1")
     assert run(tmp_path, "kernels") == 0
     assert "remark: HF_SEGFORMER_NO_KERNELS=1" in (tmp_path / "gpu.md").read_text()
+    reasons = {row["why"] for row in read(tmp_path)["parts"]["kernels"]["rows"]}
+    assert reasons == {"not eligible"} | ({"HF_SEGFORMER_NO_KERNELS is 1"} if engine.is_enabled() else set())
+
+
+def test_a_switched_off_engine_is_no_fault(tmp_path, fake_gpu, monkeypatch):
+    monkeypatch.setenv("HF_SEGFORMER_ENGINE", "off")
+    with engine.off():
+        assert run(tmp_path, "kernels", "speed") == 0
+    assert "remark: HF_SEGFORMER_ENGINE=off" in (tmp_path / "gpu.md").read_text()
+    parts = read(tmp_path)["parts"]
+    assert {row["why"] for row in parts["kernels"]["rows"]} == {"not eligible"}
+    assert {row["ran"] for row in parts["speed"]["rows"]} == {"the textbook alone"}
+
+
+@pytest.mark.engine
+def test_rows_tell_what_ran(tmp_path, fake_gpu):
+    run(tmp_path, "speed", "label_map")
+    parts = read(tmp_path)["parts"]
+    ran = {(row["what"], row["dtype"]): row["ran"] for row in parts["speed"]["rows"]}
+    assert "SegformerMixFFN.forward: feed_forward_in_bands (4x)" in ran["forward", "float32"]
+    assert "SegformerDecodeHead.decode: head_in_bands (1x)" in ran["forward", "bfloat16"]
+    assert "SegformerMixFFN.forward: feed_forward_in_chunks (4x)" in ran["training step", "float32"]
+    kernel = "cross_entropy_sum: cross_entropy_in_bands with upsample_cross_entropy (1x)"
+    assert kernel in ran["training step", "float32"] and kernel not in ran["forward", "float32"]
+    assert {row["ran"] for row in parts["label_map"]["rows"] if row["what"] == "upsample_argmax"} == {
+        "label_map: label_map_in_bands with upsample_argmax (1x)"
+    }
 
 
 # ----------------------------------------------------------------------------------------------------- the GPU's own

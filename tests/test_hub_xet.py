@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from hf_segformer.hub import PushError, push_folder
+from hf_segformer.hub.push import PushError, push_folder
 
 pytest_plugins = ["hub_fixtures"]
 LARGE = ("model.safetensors", "overlays/a.png")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hf_segformer import SegformerImageProcessor
-from hf_segformer.resize_segformer import nearest_indices
+from hf_segformer.processing.resize import nearest_indices
 from pictures import pixel_values, random_image, random_map
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_segformer import SegformerImageProcessor
-from hf_segformer import pixel_values_segformer as computing
+from hf_segformer.processing import pixel_values as computing
 from oracles import run_oracle
 from pictures import SegformerImageProcessorPil, random_image, random_map
 

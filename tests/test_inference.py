@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from hf_segformer import SegformerImageProcessor, score_bands
-from hf_segformer.inference import predict_label_map, segment
-from hf_segformer.protocols import Protocol
-from hf_segformer.score_bands import Logits, ResizedScores, WindowedScores, label_bands
+from hf_segformer import SegformerImageProcessor
+from hf_segformer.evaluation import score_bands
+from hf_segformer.evaluation.inference import predict_label_map, segment
+from hf_segformer.evaluation.protocols import Protocol
+from hf_segformer.evaluation.score_bands import Logits, ResizedScores, WindowedScores, label_bands
 from lively_models import lively_model
 from pictures import SegformerImageProcessorPil, random_image
 
@@ -208,8 +209,8 @@ LARGE = """
 import resource, sys
 import numpy as np
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.inference import segment
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.protocols import Protocol
 config = SegformerConfig(
     hidden_sizes=[8, 8, 8, 8], num_attention_heads=[1, 1, 1, 1], depths=[1, 1, 1, 1], decoder_hidden_size=16,
     num_labels=150,
@@ -221,6 +222,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak memory is Linux's")
 def test_a_large_photograph_with_many_classes_takes_little_memory():
     """Its scores would be 14.4 GB."""

@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_metrics import LISTS, SCALARS, assert_same_scores, random_maps, scores_by_hand
 
-from hf_segformer.metrics import ConfusionMatrix
+from hf_segformer.evaluation.metrics import ConfusionMatrix
 
 
 def test_scores_of_mean_iou_are_json_and_arrays():
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     predictions, labels = random_maps((4, 6, 5), 7, absent=(3,))
     expected = scores_by_hand(predictions, labels, 7)
@@ -59,7 +59,7 @@ def test_scores_of_mean_iou_are_json_and_arrays():
     ids=str,
 )
 def test_arguments_of_mean_iou(settings, message):
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     with pytest.raises(ValueError, match=message):
         MeanIoU(7).compute(**settings)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import EvalPrediction
 
 import hf_segformer.metrics
-from hf_segformer.metrics import (
+from hf_segformer.evaluation.metrics import (
     ConfusionMatrix,
     atomic_file,
     build_compute_metrics,
@@ -255,7 +255,7 @@ def test_importing_the_module_imports_no_heavy_package():
 def test_mean_iou_is_a_metric_of_evaluate_made_on_access():
     import evaluate
 
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     assert issubclass(MeanIoU, evaluate.Metric) and MeanIoU is hf_segformer.metrics.MeanIoU and MeanIoU.__doc__
     with pytest.raises(AttributeError, match="no attribute 'MeanIOU'"):
@@ -271,7 +271,7 @@ def assert_same_scores(received, expected):
 def test_mean_iou_by_every_way_of_adding(way, tmp_path):
     import evaluate
 
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     metric = MeanIoU(10, cache_dir=str(tmp_path))
     pairs = [*zip(map(np.array, DOCUMENTED_PREDICTIONS), map(np.array, DOCUMENTED_LABELS), strict=True)]
@@ -305,7 +305,7 @@ def test_mean_iou_by_every_way_of_adding(way, tmp_path):
 
 
 def test_mean_iou_settings():
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     predictions, labels = random_maps((4, 6, 5), 7, absent=(3,))
     stored = np.where(labels == 255, 0, labels + 1)  # as the files of ADE20K
@@ -331,7 +331,7 @@ def test_mean_iou_settings():
 
 
 def test_mean_iou_is_pickled_and_merged_and_stays_small():
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     predictions, labels = random_maps((6, 50, 40), 5)
     parts = [MeanIoU(5) for _ in range(2)]

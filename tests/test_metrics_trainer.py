@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.models.segformer.configuration_segformer import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-from hf_segformer.metrics import build_compute_metrics, preprocess_logits_for_metrics
+from hf_segformer.evaluation.metrics import build_compute_metrics, preprocess_logits_for_metrics
 
 SCALARS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -133,7 +133,7 @@ WORKER = """
 import json, sys
 import numpy as np, torch
 from accelerate import Accelerator
-from hf_segformer.metrics import ConfusionMatrix
+from hf_segformer.evaluation.metrics import ConfusionMatrix
 
 tests_folder, folder = sys.argv[1:]
 accelerator = Accelerator(cpu=True)
@@ -152,7 +152,7 @@ assert (matrix.reduce(accelerator).matrix - totals[0].matrix == world * (2**53 +
 result = {"world": world, "backend": torch.distributed.get_backend(), "matrix": totals[0].matrix.tolist()}
 
 if world == 2:
-    from hf_segformer.metrics import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
 
     metric = MeanIoU(6, num_process=world, process_id=rank)
     metric.add_batch(predictions=[prediction for prediction, _ in maps], references=[label for _, label in maps])

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from hf_segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
-from hf_segformer.inference import segment
-from hf_segformer.missing_pixels_segformer import resize_known
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.protocols import Protocol
+from hf_segformer.processing.missing_pixels import resize_known
 
 RAW = {"do_rescale": False, "do_normalize": False}
 HOLES = (slice(10, 22), slice(30, 37))
@@ -188,7 +188,7 @@ def test_the_caller_keeps_the_holes():
 def test_the_device_path_equals_the_host_path(device, monkeypatch):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from hf_segformer import pixel_values_segformer as computing
+    from hf_segformer.processing import pixel_values as computing
 
     pictures = [torch.tensor(with_holes(bands(high))).permute(2, 0, 1) for high in (1.0, 3000.0)]
     pictures.append(torch.tensor(bands(1.0)).permute(2, 0, 1))

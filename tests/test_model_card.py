@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from hf_segformer import SegformerForImageClassification, SegformerImageProcessor
-from hf_segformer.hub import check_folder, folder_license, model_card, push_folder
+from hf_segformer.hub.push import check_folder, folder_license, model_card, push_folder
 
 pytest_plugins = ["hub_fixtures"]
 METRICS = {"mean_iou": 0.4321, "mean_accuracy": 0.5, "overall_accuracy": float("nan"), "per_category_iou": [0.1, 0.2]}

@@ -4,8 +4,6 @@
 
 import copy
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, HfArgumentParser, pipeline
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation as Stock
 
 from hf_segformer import (
@@ -24,15 +22,17 @@ from hf_segformer import (
     upsample_cross_entropy,
 )
 from hf_segformer.data import draw_scene, load_dataset
-from hf_segformer.evaluation import check_classes, evaluate
-from hf_segformer.inference import segment
-from hf_segformer.metrics import MeanIoU, build_compute_metrics
-from hf_segformer.training import SegmentationLoss
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.loop import check_classes, evaluate
+from hf_segformer.evaluation.metrics import MeanIoU, build_compute_metrics
+from hf_segformer.scores.cross_entropy import upsample_cross_entropy_sum
+from hf_segformer.training import SegmentationLoss, TrainArguments
+from hf_segformer.training.model import build_model
 from hf_segformer.visualization import panel
 from lively_models import lively_model
+from scene_folder import example_module
 from versions import needs_auto_processor
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CRACK = {"num_labels": 1, "id2label": {0: "crack"}}
 
 
@@ -147,7 +147,7 @@ def test_predict_and_legend(palette, tiny_config, randomize, tmp_path):
     processor.save_pretrained(tmp_path / "model")
     image = Image.fromarray(draw_scene(3)[0])
     image.save(tmp_path / "photo.png")
-    main = runpy.run_path(str(EXAMPLES / "predict.py"))["main"]
+    main = example_module("predict").main
     options = ["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     assert main([str(tmp_path / "photo.png"), *options]) == 0
     labels = np.asarray(Image.open(tmp_path / "out" / "labels" / "photo.png"))
@@ -160,10 +160,9 @@ def test_predict_and_legend(palette, tiny_config, randomize, tmp_path):
 
 
 def test_training_keeps_the_one_logit(folder, binary_data):
-    script = runpy.run_path(str(EXAMPLES / "train.py"))
     options = ["--dataset", "folder", "--data_root", str(folder.parent / "data"), "--model", str(folder)]
-    (args,) = script["HfArgumentParser"](script["TrainArguments"]).parse_args_into_dataclasses(options)
-    model, _ = script["build_model"](args, args.effective_recipe(1), binary_data, None)
+    (args,) = HfArgumentParser(TrainArguments).parse_args_into_dataclasses(options)
+    model, _ = build_model(args, args.effective_recipe(1), binary_data, None)
     before = SegformerForSemanticSegmentation.from_pretrained(folder).decode_head.classifier.weight
     assert torch.equal(model.decode_head.classifier.weight, before)
     assert model.config.class_names == ("background", "crack")
@@ -192,8 +191,6 @@ def test_soft_masks(weighted):
     if weighted:
         losses = losses * (0.3 * (1 - labels[valid]) + 2.0 * labels[valid])
     (expected,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
-    from hf_segformer.functional_segformer import upsample_cross_entropy_sum
-
     total, count = upsample_cross_entropy_sum(logits, labels, 255, weights)
     torch.testing.assert_close(total, losses.sum())
     assert count == valid.sum()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegformerForImageClassification, SegformerForSemanticSegmentation, SegformerModel
-from hf_segformer.adapters import convert_adapter, load_adapter
+from hf_segformer.checkpoints.adapters import convert_adapter, load_adapter
 from oracles import run_oracle
 
 peft = pytest.importorskip("peft")
@@ -235,11 +235,11 @@ LORA = {"r": 2, "target_modules": ["query", "value"]}
 
 @pytest.fixture
 def told(monkeypatch):
-    """Warnings of the encoder, each call of `warning_once` among them."""
-    from hf_segformer import encoder_segformer
+    """Warnings of gradient checkpointing, each call of `warning_once` among them."""
+    from hf_segformer.pretrained import loading
 
     messages = []
-    monkeypatch.setattr(encoder_segformer.logger, "warning_once", messages.append, raising=False)
+    monkeypatch.setattr(loading.logger, "warning_once", messages.append, raising=False)
     return messages
 
 

@@ -94,6 +94,7 @@ def test_label_maps_at_target_sizes():
     assert torch.equal(torch.stack(plain), outputs.logits.argmax(1))
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("return_confidence", [False, True])
 def test_no_scores_are_held_unless_asked(return_confidence):
     outputs, target_sizes = random_outputs(2, 60, 100, 125), [(400, 500)] * 2

@@ -2,20 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """predict.py with the options of the protocols; test_examples.py runs it as a user does."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_segformer import SegformerImageProcessor
 from hf_segformer.data import cityscapes, draw_scene
-from hf_segformer.inference import segment
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.protocols import Protocol
 from lively_models import lively_model
+from scene_folder import example_module
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "predict.py"
 SIZES = [(90, 110), (90, 110), (77, 121)]
 
 
@@ -38,7 +35,7 @@ def model(tiny_config, randomize, folder):
 
 def run(folder, *arguments):
     command = [folder / "photos", "--model", folder / "model", "--output_dir", folder / "out", "--device", "cpu"]
-    return runpy.run_path(str(SCRIPT))["main"]([str(part) for part in (*command, *arguments)])
+    return example_module("predict").main([str(part) for part in (*command, *arguments)])
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (2, 2)])

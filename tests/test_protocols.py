@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegformerImageProcessor
-from hf_segformer.checkpoint_conversion import convert_checkpoint
+from hf_segformer.checkpoints.conversion import convert_checkpoint
 from hf_segformer.data import SegmentationData, draw_scene
-from hf_segformer.data.samples import build_dataset
-from hf_segformer.evaluation import evaluate
-from hf_segformer.inference import prepare_inputs, segment
-from hf_segformer.protocols import PROTOCOLS, Protocol
+from hf_segformer.data.segmentation_data import build_dataset
+from hf_segformer.evaluation.inference import prepare_inputs, segment
+from hf_segformer.evaluation.loop import evaluate
+from hf_segformer.evaluation.protocols import PROTOCOLS, Protocol
 from lively_models import lively_model
 from nvlabs_network import RANDOMIZE
 from oracles import run_oracle

@@ -4,9 +4,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,15 +13,16 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation, HfArgumentParser
 
-import hf_segformer
+from example_scripts import run_script
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import load_dataset
-from hf_segformer.evaluation import evaluate
-from hf_segformer.protocols import PROTOCOLS, Protocol
+from hf_segformer.evaluation.loop import evaluate
+from hf_segformer.evaluation.protocols import PROTOCOLS, Protocol
 from hf_segformer.recipes import FLAVORS, RECIPE_NAMES, RECIPES, default_recipe, get_recipe, recipe_table
 from hf_segformer.training import TrainArguments
+from hf_segformer.training.model import build_model
 from nvlabs_network import NVLABS, nvlabs_weights
-from oracles import FOLDER
+from oracles import FOLDER, why_missing
 from published_data import write_ade20k
 
 TRAIN = Path(__file__).resolve().parent.parent / "examples" / "train.py"
@@ -79,9 +77,9 @@ def test_size_of_the_network(key):
 
 
 def test_published_figures():
+    if reason := why_missing("mmseg"):
+        pytest.skip(reason)
     file = FOLDER / "mmseg" / "mmseg" / ".mim" / "configs" / "segformer" / "metafile.yaml"
-    if not file.is_file():
-        pytest.skip("the oracle mmseg is not installed; run python tests/oracles.py")
     yaml = pytest.importorskip("yaml")
     models = yaml.safe_load(file.read_text())["Models"]
     assert len(models) == len(RECIPE_NAMES)
@@ -227,16 +225,6 @@ def test_flavors_are_as_told():
 # A run
 
 
-def run(*arguments, check=True, **options):
-    root = str(Path(hf_segformer.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(TRAIN), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, **options)
-    if check and result.returncode:
-        raise AssertionError(f"train.py failed:\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}")
-    return result
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
@@ -246,7 +234,7 @@ def trained(tmp_path_factory):
     arguments += ["--crop_size", 64, "--image_size", 64, "--protocol", "processor", "--max_steps", 2]
     arguments += ["--batch_size", 2, "--global_batch_size", 4, "--loss", "cross_entropy=1,dice=0.5"]
     arguments += ["--class_weights", "inverse_frequency", "--freeze_batch_norm", "--num_workers", 1]
-    result = run(*arguments, "--output_dir", folder / "out")
+    result = run_script(TRAIN, *arguments, "--num_threads", 1, "--output_dir", folder / "out")
     return folder, data, result.stdout
 
 
@@ -320,10 +308,10 @@ def script():
         ("cityscapes-b0", "mmseg", 1024, None),
     ],
 )
-def test_saved_processor_resizes_as_the_protocol_does(script, name, flavor, shortest_edge, size_divisor, capsys):
+def test_saved_processor_resizes_as_the_protocol_does(name, flavor, shortest_edge, size_divisor, capsys):
     args = parse("--recipe", name, "--recipe_flavor", flavor)
     data = load_dataset("scenes", num_train=1, num_validation=1, size=64)
-    model, processor = script.build_model(args, args.effective_recipe(), data, Accelerator(cpu=True))
+    model, processor = build_model(args, args.effective_recipe(), data, Accelerator(cpu=True))
     assert processor.size == {"shortest_edge": shortest_edge, "longest_edge": 2048}
     assert (processor.keep_ratio, processor.antialias) == (True, False)
     assert processor.size_divisor == size_divisor
@@ -344,7 +332,8 @@ def test_data_without_training_pictures(trained, tmp_path):
     (tmp_path / "annotations").mkdir()
     for kind in ("images", "annotations"):
         (tmp_path / kind / "validation").symlink_to(data / kind / "validation")
-    result = run("--recipe", "ade20k-b0", "--data_root", tmp_path, "--output_dir", tmp_path / "out", check=False)
-    assert result.returncode == 1
+    arguments = ["--recipe", "ade20k-b0", "--data_root", tmp_path, "--output_dir", tmp_path / "out"]
+    result = run_script(TRAIN, *arguments, check=False)
+    assert result.returncode == 2
     assert f"error: no such folder: {tmp_path / 'images' / 'training'}" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from hf_segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
-from hf_segformer.checkpoints import convert_state_dict, export_state_dict
+from hf_segformer.checkpoints.network import convert_state_dict, export_state_dict
 from hf_segformer.data import TrainingSamples, load_dataset
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.protocols import Protocol
 from hf_segformer.recipes import RECIPE_NAMES, RECIPES, get_recipe
 from hf_segformer.training import (
     SegmentationLoss,

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from hf_segformer import SegformerImageProcessor
-from hf_segformer import pixel_values_segformer as computing
-from hf_segformer.resize_segformer import nearest_indices, opencv_resize, pillow_resize, resize_nearest, resize_pixels
+from hf_segformer.processing import pixel_values as computing
+from hf_segformer.processing.resize import nearest_indices, opencv_resize, pillow_resize, resize_nearest, resize_pixels
 from oracles import run_oracle
 from pictures import SegformerImageProcessorPil, pixel_values, random_image, random_map
 

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from hf_segformer import SegformerBackbone, SegformerForImageClassification, SegformerImageProcessor, SegformerModel
-from hf_segformer.encoder_segformer import smallest_side
-from hf_segformer.inference import segment
-from hf_segformer.protocols import PROTOCOLS, Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.protocols import PROTOCOLS, Protocol
+from hf_segformer.pretrained.input_checks import smallest_side
 from lively_models import lively_model
 from pictures import random_image
 
@@ -32,10 +32,9 @@ def test_the_smallest_side_is_the_smallest_that_runs(fields, tiny_config):
     assert model(torch.zeros(1, 3, smallest, smallest)).last_hidden_state.numel() > 0
     if smallest == 1:
         return
-    model.encoder.smallest_side = 0  # without the check
     for size in ((smallest - 1, smallest + 20), (smallest + 20, smallest - 1)):
         with pytest.raises(RuntimeError):
-            model(torch.zeros(1, 3, *size))
+            model.encoder(torch.zeros(1, 3, *size))  # the model checks, the encoder does not
 
 
 def test_published_configurations_take_29_pixels(tiny_config):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hf_segformer.data import ade20k, cityscapes
-from hf_segformer.submission import prediction_names, save_submission_png, submission_ids
+from hf_segformer.evaluation.submission import prediction_names, save_submission_png, submission_ids
 
 # cityscapesScripts 2.3.0, helpers/labels.py: `id` of the labels with `trainId` 0..18.
 LABEL_ID_OF = {

@@ -13,15 +13,15 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hf_segformer.adapters import convert_adapter
-from hf_segformer.checkpoint_files import read_checkpoint
-from hf_segformer.checkpoint_layouts import ConversionReport
-from hf_segformer.evaluation import check_classes
-from hf_segformer.hub import check_folder, model_card, push_folder
+from hf_segformer.checkpoints.adapters import convert_adapter
+from hf_segformer.checkpoints.files import read_checkpoint
+from hf_segformer.checkpoints.layouts import ConversionReport
+from hf_segformer.evaluation.loop import check_classes
+from hf_segformer.evaluation.metrics import ConfusionMatrix
+from hf_segformer.evaluation.robustness import robustness_table
+from hf_segformer.hub.model_card import replace_example
+from hf_segformer.hub.push import check_folder, model_card, push_folder
 from hf_segformer.json_files import read_json, read_text
-from hf_segformer.metrics import ConfusionMatrix
-from hf_segformer.model_card import replace_example
-from hf_segformer.robustness import robustness_table
 from hf_segformer.texts import (
     code_span,
     columns,

@@ -15,7 +15,7 @@ from hf_segformer import (
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
-from hf_segformer.checkpoints import export_state_dict
+from hf_segformer.checkpoints.network import export_state_dict
 from hf_segformer.training import (
     BatchPlan,
     count_pixels,

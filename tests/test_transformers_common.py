@@ -21,6 +21,8 @@ from hf_segformer import (
 )
 from transformers_mixins import load
 
+pytestmark = pytest.mark.oracle
+
 ConfigTester = load("test_configuration_common").ConfigTester
 BackboneTesterMixin = load("test_backbone_common").BackboneTesterMixin
 modeling = load("test_modeling_common")

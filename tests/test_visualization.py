@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hf_segformer import visualization
-from hf_segformer.robustness import robustness_plot
+from hf_segformer.evaluation.robustness import robustness_plot
 from hf_segformer.visualization import (
     colorize,
     confusion_matrix_plot,

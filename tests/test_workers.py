@@ -5,7 +5,6 @@
 import multiprocessing
 import os
 import pickle
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +15,18 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
+from example_scripts import kept_process
 from hf_segformer import SegformerImageProcessor
 from hf_segformer.data import TrainingSamples, draw_scene, load_dataset
 from hf_segformer.data.scenes import load_scenes
-from hf_segformer.evaluation import EvaluationBatches
-from hf_segformer.inference import segment
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.loop import EvaluationBatches
+from hf_segformer.evaluation.protocols import Protocol
+from hf_segformer.evaluation.robustness import chosen_corruptions
 from hf_segformer.recipes import default_recipe
-from hf_segformer.robustness import chosen_corruptions
 from lively_models import lively_model
 from published_data import write_ade20k, zip_folder
+from scene_folder import example_module
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -176,6 +177,7 @@ def test_training_and_its_evaluation_with_spawned_workers(tmp_path, spawning, da
     names.write_text("\n".join(data["scenes"].class_names), encoding="utf-8")
     arguments = ["--dataset", "parquet", "--data_root", tmp_path / "data", "--class_names", names]
     arguments += ["--max_steps", 2, "--batch_size", 2, "--crop_size", 64, "--output_dir", tmp_path / "out"]
-    arguments += ["--num_workers", 1]
-    runpy.run_path(str(REPOSITORY / "examples" / "train.py"))["main"]([str(part) for part in arguments])
+    arguments += ["--num_workers", 1, "--image_size", 64, "--num_threads", 1]
+    with kept_process():
+        example_module("train").main([str(part) for part in arguments])
     assert (tmp_path / "out" / "metrics.json").is_file()

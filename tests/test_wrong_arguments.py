@@ -15,8 +15,8 @@ from hf_segformer import (
     upsample_argmax,
     upsample_cross_entropy,
 )
-from hf_segformer.inference import segment
-from hf_segformer.protocols import Protocol
+from hf_segformer.evaluation.inference import segment
+from hf_segformer.evaluation.protocols import Protocol
 from pictures import SegformerImageProcessorPil, pixel_values, random_image, random_map
 
 IMAGE, LABELS = random_image(30, 41, 3), random_map(30, 41)

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import transformers
 
-from oracles import FOLDER, SOURCES
+from oracles import FOLDER, SOURCES, why_missing
 
 # The exceptions were found on it; another device can be named in the environment.
 os.environ.setdefault("TRANSFORMERS_TEST_DEVICE", "cpu")
@@ -55,8 +55,8 @@ def load(name: str) -> ModuleType:
     Args:
         name: Its name without the ending, for instance "test_modeling_common".
     """
-    if not (FOLDER / NAME / ".complete").is_file():
-        pytest.skip(f"the oracle {NAME} is not installed; run python tests/oracles.py", allow_module_level=True)
+    if reason := why_missing(NAME):
+        pytest.skip(reason, allow_module_level=True)
     if transformers.__version__ != _VERSION:
         reason = f"the oracle {NAME} is of transformers {_VERSION}, installed is {transformers.__version__}"
         pytest.skip(reason, allow_module_level=True)

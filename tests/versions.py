@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoImageProcessor
 
-from hf_segformer import kernels_segformer
+from hf_segformer.engine.triton_scores import triton
 
 needs_auto_processor = pytest.mark.skipif(
     getattr(AutoImageProcessor, "is_dummy", False),
@@ -16,9 +16,9 @@ needs_auto_processor = pytest.mark.skipif(
 
 def interpreter_fails() -> str | None:
     """Why Triton's interpreter cannot run here, or None."""
-    if kernels_segformer.triton is None:
+    if triton is None:
         return "Triton is not installed"
-    version = tuple(int(number) for number in kernels_segformer.triton.__version__.split(".")[:2])
+    version = tuple(int(number) for number in triton.__version__.split(".")[:2])
     if version < (3, 7) and tuple(int(number) for number in np.__version__.split(".")[:2]) >= (2, 4):
         return "the interpreter of Triton 3.6 does not work with NumPy 2.4"
     return None
