@@ -17,10 +17,11 @@ import numpy as np
 
 from ..data import DataArguments, SegmentationData
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
-from ..evaluation.metrics import ConfusionMatrix, atomic_file, write_metrics
+from ..evaluation.metrics import ConfusionMatrix, write_metrics
 from ..evaluation.protocols import ProtocolArguments
 from ..evaluation.robustness import average_scores, chosen_corruptions, robustness_plot, robustness_table
 from ..evaluation.submission import prediction_names, save_submission_png
+from ..files import atomic_file
 from ..hub_errors import load_model, load_processor
 from ..texts import without_paths
 from ..training.launch import make_accelerator

@@ -26,9 +26,9 @@ from ..data import StorageError
 from ..data.files import LeftOut, find_pictures, printable, shown
 from ..data.segmentation_data import open_picture
 from ..evaluation.inference import NetworkInputs, Segmentation, inference_of, prepare_inputs, segment_inputs
-from ..evaluation.metrics import atomic_file
 from ..evaluation.protocols import Protocol, ProtocolArguments
 from ..evaluation.submission import PICTURE_SUFFIXES, prediction_names, save_submission_png, submission_ids
+from ..files import atomic_file
 from ..hub_errors import load_model, load_processor
 from ..visualization import overlay, palette_for, save_label_png
 from .parser import Parser
