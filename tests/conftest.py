@@ -3,12 +3,19 @@
 """Shared fixtures: the tiny configuration, the real pictures that tests read in place, and offline mode."""
 
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Workers have a core each, with all the processes that their tests start: threads that wait for each other on fewer
+# cores than threads are many times slower than one.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(CORES)]})
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -17,29 +24,16 @@ pytest_plugins = ["pytester"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-# Exported graphs, the largest networks, interpreted kernels, many processes: further tests that are marked as long.
-LONG = (
-    "test_benchmark_against.py::test_a_revision",
-    "test_benchmark_against.py::test_what_",
-    "test_engine.py::test_any_file_of_the_engine_may_be_missing",
-    "test_export_graphs.py::test_export_of_any_size",
-    "test_export_graphs.py::test_no_graph_holds_the_concatenation",
-    "test_export_graphs.py::test_onnx_files",
-    "test_kernels.py::test_models_compute_the_same_with_kernels",
-    "test_kernels.py::test_upsample_cross_entropy",
-    "test_modeling.py::test_equals_transformers_through_disk[b3]",
-    "test_modeling.py::test_equals_transformers_through_disk[b4]",
-    "test_modeling.py::test_equals_transformers_through_disk[b5]",
-    "test_modeling.py::test_onnx_export_with_dynamic_size",
-)
+def pytest_xdist_auto_num_workers(config):
+    """As many workers as there are cores; none for named files, where starting workers would take longer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if config.option.file_or_dir else cores
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
     """Mark every test that asks an oracle, itself or through a fixture; skip what is about an engine that is off."""
     for item in items:
-        if item.nodeid.rpartition("tests/")[2].startswith(LONG):
-            item.add_marker("long")
         fixtures = [found.func for definitions in item._fixtureinfo.name2fixturedefs.values() for found in definitions]
         if any(map(_asks, (item.obj, *fixtures))):
             item.add_marker("oracle")
@@ -72,10 +66,40 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """What a test does with the number of threads ends with it."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    if before and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def checks_folder(tmp_path_factory):
     """Results of checks are kept apart from the user's own."""
     os.environ["HF_SEGFORMER_CHECKS"] = str(tmp_path_factory.mktemp("checks"))
+
+
+@pytest.fixture(scope="session")
+def pictures_folder(tmp_path_factory):
+    """A user's own data: 10 training and 5 validation pictures."""
+    from scene_folder import write_scene_folder
+
+    return write_scene_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def trained(pictures_folder, tmp_path_factory):
+    """Folder of a short training run with two processes, and what it printed; do not change what is in it."""
+    from example_scripts import launch
+
+    output_dir = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--dataset", "folder", "--data_root", pictures_folder, "--max_steps", 4, "--eval_every", 2]
+    arguments += ["--crop_size", 64, "--batch_size", 2, "--log_every", 1, "--num_workers", 1, "--num_threads", 1]
+    arguments += ["--output_dir", output_dir, "--report_to", "tensorboard"]
+    return output_dir, launch("train.py", *arguments, processes=2).stdout
 
 
 TINY = {

@@ -58,6 +58,7 @@ def measure(reference: object, model: str, folder: Path, *flags: object) -> tupl
     return text.strip().splitlines()[-1], json.loads((folder / "benchmark.json").read_text())["against"]
 
 
+@pytest.mark.long
 def test_what_became_slower(model, tmp_path, monkeypatch):
     reference = against.ROOT
     monkeypatch.setattr(against, "ROOT", copy_package(tmp_path / "slow", "time.sleep(0.15)"))
@@ -75,6 +76,7 @@ def test_what_became_slower(model, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.long
 def test_what_gives_something_else(model, tmp_path, monkeypatch):
     events, ask = [], against.Side._ask
 
@@ -97,6 +99,7 @@ def test_what_gives_something_else(model, tmp_path, monkeypatch):
     assert names[:2] == [first, second] and names[-12:] == [first, second, second, first] * 3
 
 
+@pytest.mark.long
 def test_a_revision(tmp_path, monkeypatch):
     if shutil.which("git") is None:
         pytest.skip("git is not installed")

@@ -491,6 +491,7 @@ def package_copy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", [*ENGINE_FILES, "all of them"])
 def test_any_file_of_the_engine_may_be_missing(missing, package_copy, model, pixel_values, labels):
     with torch.no_grad(), engine.off():

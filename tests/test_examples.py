@@ -21,24 +21,14 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 from example_scripts import environment, launch, run_script
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from hf_segformer.data import draw_scene
-from scene_folder import EXAMPLES, write_scene_folder
+from scene_folder import EXAMPLES
 
 SMALL = ["--crop_size", "64", "--batch_size", "2", "--log_every", "1", "--num_workers", "1", "--num_threads", "1"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A user's own data: 10 training and 5 validation pictures."""
-    return write_scene_folder(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    """Output of a short training run with two processes."""
-    output_dir = tmp_path_factory.mktemp("run") / "out"
-    arguments = ["--dataset", "folder", "--data_root", folder, "--max_steps", 4, "--eval_every", 2, *SMALL]
-    result = launch("train.py", *arguments, "--output_dir", output_dir, "--report_to", "tensorboard", processes=2)
-    return output_dir, result.stdout
+@pytest.fixture
+def folder(pictures_folder):
+    return pictures_folder
 
 
 def test_training_leaves_a_usable_folder(trained):

@@ -162,6 +162,7 @@ def concatenations(kind, model, folder, enabled=True):
     return [shape for shape in shapes if len(shape) == 4]
 
 
+@pytest.mark.long
 @pytest.mark.engine
 @HEADS
 @pytest.mark.parametrize("kind", [*GRAPHS, *ONNX])
@@ -200,6 +201,7 @@ def test_a_compiled_model_is_compiled_anew_where_the_engine_is_off(conv_width, t
     assert_close(results[0], results[2])
 
 
+@pytest.mark.long
 @pytest.mark.engine
 def test_onnx_files_resize_what_a_convolution_gives(tiny_config, randomize, tmp_path):
     onnx = pytest.importorskip("onnx")
@@ -361,6 +363,7 @@ def test_legacy_onnx_of_any_size_with_flat_last_stage(shape, tiny_config, random
     assert_right_at_all_sizes(write_onnx(model, torch.randn(shape), tmp_path / "model.onnx", **options), model)
 
 
+@pytest.mark.long
 def test_export_of_any_size(tiny_config, randomize):
     model = make_plain(tiny_config, randomize)
     sides = {index: torch.export.Dim(name, min=64) for index, name in ((2, "height"), (3, "width"))}

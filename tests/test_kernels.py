@@ -164,6 +164,7 @@ def exact_loss(logits, labels, ignore_index, weights):
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
+@pytest.mark.long
 # Odd ratios, several blocks of points and classes, fewer pixels than points, one point.
 @pytest.mark.parametrize(
     "classes, points, size, weighted",
@@ -277,6 +278,7 @@ def test_kernels_compile_without_spills(name, constants, capability, precision, 
 # ----------------------------------------------------------------------------------------------------------- in models
 
 
+@pytest.mark.long
 @pytest.mark.engine
 @HEADS
 @torch.no_grad()
