@@ -7,8 +7,7 @@ evaluation protocols (`keep_ratio`, `size_divisor`, `antialias=False`) come on t
 """
 
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import validate_typed_dict
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
@@ -25,10 +23,8 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     ImageInput,
-    SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
 
 from .processing.image_inputs import (
     Array,
@@ -39,6 +35,7 @@ from .processing.image_inputs import (
     prepare_label_map,
     prepare_picture,
 )
+from .processing.options import PIXELS, canonical, check_options, listed_values, named_errors
 from .processing.pixel_values import Size, assembled, compute_labels, compute_pixel_values
 from .processing.resize import resized_size, rounded_up
 from .scores.label_map import upsample_argmax
@@ -47,11 +44,6 @@ try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 except ImportError:
     SemanticSegmentationPostProcessorOutput = BatchFeature  # type: ignore[misc, assignment]
-
-
-_PIXELS = 2**31  # sides are below it: what Pillow, OpenCV and PyTorch index by
-_TENSOR_TYPES = tuple(kind.value for kind in TensorType)
-_LAYOUTS = tuple(layout.value for layout in (ChannelDimension.FIRST, ChannelDimension.LAST))
 
 
 class SegformerImageProcessorKwargs(ImagesKwargs, total=False):
@@ -144,17 +136,17 @@ class SegformerImageProcessor(PilBackend):
     input_data_format: str | ChannelDimension | None
 
     def __init__(self, **kwargs: Unpack[SegformerImageProcessorKwargs]):
-        options = _canonical(kwargs)
-        with _named_errors():  # as in a call; a file may hold anything else besides
+        options = canonical(kwargs)
+        with named_errors():  # as in a call; a file may hold anything else besides
             known = self.valid_kwargs.__annotations__.keys() & options.keys()
             validate_typed_dict(self.valid_kwargs, {name: options[name] for name in known})  # type: ignore[type-var]
         super().__init__(**options)
-        _check_options(SimpleNamespace(**{name: getattr(self, name) for name in self._valid_kwargs_names}))
+        check_options(SimpleNamespace(**{name: getattr(self, name) for name in self._valid_kwargs_names}))
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a processor from a preprocessor configuration; `kwargs` override its values."""
-        return super().from_dict(_canonical(image_processor_dict), **_canonical(kwargs))
+        return super().from_dict(canonical(image_processor_dict), **canonical(kwargs))
 
     def to_dict(self) -> dict[str, Any]:
         """Configuration as saved, without this package's own options where they have their default."""
@@ -190,12 +182,12 @@ class SegformerImageProcessor(PilBackend):
         Raises:
             ValueError: If an option or an input breaks one of these rules.
         """
-        with _named_errors():
-            return super().preprocess(images, segmentation_maps, **_canonical(kwargs))
+        with named_errors():
+            return super().preprocess(images, segmentation_maps, **canonical(kwargs))
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
         super()._validate_preprocess_kwargs(**kwargs)
-        _check_options(SimpleNamespace(**kwargs))
+        check_options(SimpleNamespace(**kwargs))
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
@@ -293,117 +285,6 @@ class SegformerImageProcessor(PilBackend):
         return [(-(-height // stride[0]), -(-width // stride[1])) for height, width in image_sizes]
 
 
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    try:
-        yield
-    except StrictDataclassFieldValidationError as error:  # which is no ValueError
-        raise ValueError(str(error)) from error
-
-
-def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under their current names, and mean and standard deviation as floats, also where given as integers."""
-    kwargs = dict(options)
-    old = kwargs.pop("reduce_labels", None)
-    for name, value in {"reduce_labels": old, "do_reduce_labels": kwargs.get("do_reduce_labels")}.items():
-        check_flag(name, value)
-    if old is not None and kwargs.setdefault("do_reduce_labels", old) != old:
-        new = kwargs["do_reduce_labels"]
-        raise ValueError(f"reduce_labels is the old name of do_reduce_labels and must not differ: got {old} and {new}")
-    if kwargs.get("align") is False:  # files of the first converter switch `size_divisor` off by this key
-        kwargs.pop("size_divisor", None)
-    for name in ("size", "crop_size", "pad_size"):
-        _check_size_form(name, kwargs.get(name))
-    if kwargs.get("resample") is not None:
-        kwargs["resample"] = _resampling(kwargs["resample"])
-    if isinstance(kwargs.get("rescale_factor"), numbers.Real):
-        kwargs["rescale_factor"] = float(kwargs["rescale_factor"])
-    for name in ("image_mean", "image_std"):
-        if kwargs.get(name) is not None:
-            kwargs[name] = _channel_values(name, kwargs[name])
-    return kwargs
-
-
-def _check_size_form(name: str, size: Any) -> None:
-    """The form alone: which keys and values a size may have depends on other options."""
-    is_pair = isinstance(size, list | tuple) and len(size) == 2
-    if size is None or is_pair or isinstance(size, Mapping | SizeDict):
-        return
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise ValueError(f"{name} must be a whole number, (height, width) or a dictionary, got {described(size)}")
-
-
-def _resampling(resample: Any) -> Image.Resampling:
-    """Pillow's filter of that number or name; torchvision's members have names as their values."""
-    value = getattr(resample, "value", resample)
-    for member in Image.Resampling:
-        if isinstance(value, str) and value.upper().removesuffix("-EXACT").removesuffix("_EXACT") == member.name:
-            return member
-        if isinstance(value, numbers.Integral) and value == member:
-            return member
-    names = ", ".join(f"{member.name.lower()!r} ({member.value})" for member in Image.Resampling)
-    raise ValueError(f"resample must be one of {names}, got {resample!r}")
-
-
-def _channel_values(name: str, value: Any) -> float | tuple[float, ...]:
-    values = _listed(value)
-    try:
-        if isinstance(values, str | bytes | Mapping | set | torch.Tensor):
-            raise TypeError
-        result = tuple(float(v) for v in values) if isinstance(values, Iterable) else float(values)
-    except (TypeError, ValueError, OverflowError):
-        result = ()
-    if result == () or not np.isfinite(result).all():
-        raise ValueError(f"{name} must be a finite number, or one for each channel, got {described(value)}")
-    return result
-
-
-def _check_options(options: SimpleNamespace) -> None:
-    size = dict(options.size or {})
-    for name, value in [("size", size), ("pad_size", dict(options.pad_size or {}))]:
-        if any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v < _PIXELS for v in value.values()):
-            raise ValueError(f"{name} must hold positive whole numbers of pixels below 2**31, got {value}")
-    kinds = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
-    if options.do_resize and size.keys() not in kinds:
-        raise ValueError(f"size must have the keys of one of {[sorted(kind) for kind in kinds]}, got {size}")
-    if options.keep_ratio and size.keys() != {"shortest_edge", "longest_edge"}:
-        raise ValueError(f"size must have shortest_edge and longest_edge with keep_ratio=True, got {size}")
-    if options.pad_size is not None and dict(options.pad_size).keys() != {"height", "width"}:
-        raise ValueError(f"pad_size must have the keys height and width, got {dict(options.pad_size)}")
-    divisor = 1 if options.size_divisor is None else options.size_divisor
-    if type(divisor) is not int or not 1 <= divisor < _PIXELS:
-        raise ValueError(f"size_divisor must be a whole number below 2**31 and at least 1, got {divisor}")
-    if not options.antialias and options.resample not in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST):
-        raise ValueError(
-            f"resample must be BILINEAR (2) or NEAREST (0) with antialias=False, got {options.resample!r}"
-        )
-    counts = [len(v) for v in (options.image_mean, options.image_std) if isinstance(v, Sequence)]
-    if options.do_normalize and len(set(counts)) > 1:
-        raise ValueError(f"image_std must have as many values as image_mean, {counts[0]}, got {counts[1]}")
-    if options.do_normalize and not np.all(options.image_std):
-        raise ValueError(f"image_std must not be 0, got {options.image_std}")
-    if options.do_rescale and options.rescale_factor is not None and not np.isfinite(options.rescale_factor):
-        raise ValueError(f"rescale_factor must be finite, got {options.rescale_factor}")
-    _check_call_options(options)
-
-
-def _check_call_options(options: SimpleNamespace) -> None:
-    choices = {"data_format": _LAYOUTS, "input_data_format": _LAYOUTS, "return_tensors": _TENSOR_TYPES}
-    for name, allowed in choices.items():
-        value = getattr(options, name)
-        if value is not None and value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r:.99}")
-    if options.device is not None:
-        try:
-            has_values = not torch.empty(0, device=options.device).is_meta
-        except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"device must be one that PyTorch has here, got {options.device!r:.99}: {error}"
-            ) from error
-        if not has_values:
-            raise ValueError(f"device must be one that holds values, got {options.device!r}")
-
-
 def _resize_steps(size: Size, options: Any) -> list[Size]:
     """Sizes that an image of this size goes through."""
     if not options.do_resize:
@@ -455,7 +336,7 @@ def _logits(outputs: Any) -> torch.Tensor:
 def _target_sizes(target_sizes: Sequence[Size] | torch.Tensor | None, count: int) -> list[Size | None]:
     if target_sizes is None:
         return [None] * count
-    sizes = _listed(target_sizes)
+    sizes = listed_values(target_sizes)
     if not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
         raise ValueError(
             "target_sizes must be [(height, width), ...], positive whole numbers of pixels for each image, got "
@@ -467,21 +348,15 @@ def _target_sizes(target_sizes: Sequence[Size] | torch.Tensor | None, count: int
 
 
 def _is_size(size: Any) -> bool:
-    size = _listed(size)
+    size = listed_values(size)
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         return False
-    return all(map(_is_side, map(_listed, size)))
+    return all(map(_is_side, map(listed_values, size)))
 
 
 def _is_side(side: Any) -> bool:
     is_number: bool = isinstance(side, numbers.Real)
-    return is_number and 1 <= side < _PIXELS and side % 1 == 0
-
-
-def _listed(value: Any) -> Any:
-    """Lists or numbers of tensors that have values, and of arrays; anything else as it is."""
-    has_values = isinstance(value, np.ndarray) or (isinstance(value, torch.Tensor) and not value.is_meta)
-    return value.tolist() if has_values else value
+    return is_number and 1 <= side < PIXELS and side % 1 == 0
 
 
 def _label_outputs(

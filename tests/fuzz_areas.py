@@ -139,7 +139,7 @@ OPTIONS |= {"size": SIZES, "pad_size": [*SIZES, {"height": 40, "width": 40}], "s
 OPTIONS |= {
     "image_mean": STATS,
     "image_std": STATS,
-    "rescale_factor": [1 / 255, 1, 0.0, 1e-300],
+    "rescale_factor": [1 / 255, 1, 0.0, 1e-300, 1e300],
     "reduce_labels": BOOLS,
 }
 OPTIONS |= {"resample": [0, 1, 2, 3, 4, 5, "bilinear", "nearest", 9], "device": ["cpu", "cuda:77", None, "meta"]}
