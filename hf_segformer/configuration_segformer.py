@@ -265,6 +265,12 @@ class SegformerConfig(BackboneConfigMixin, PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("stage_names", None)
+        for other, name in self.attribute_map.items():
+            if other in kwargs and getattr(self, name) not in (getattr(type(self), name), kwargs[other]):
+                raise ValueError(
+                    f"SegformerConfig: {other} is another name of {name} and must not differ from it: got "
+                    f"{kwargs[other]!r:.99} and {getattr(self, name)}"
+                )
         for name in _FIELD_CHECKS.keys() & kwargs.keys():
             _FIELD_CHECKS[name](name, kwargs[name])
         if not 1 <= self.num_encoder_blocks <= _MOST_STAGES:

@@ -31,6 +31,10 @@ def test_variants_round_trip(variant, tmp_path):
     ("fields", "message"),
     [
         ({"depths": [1, 2]}, r"depths must have num_encoder_blocks=4 entries, got \[1, 2\]"),
+        (
+            {"num_encoder_blocks": 3, "num_hidden_layers": 4},
+            "num_hidden_layers is another name of num_encoder_blocks and must not differ from it: got 4 and 3",
+        ),
         ({"depths": "2222"}, r"depths.*'2222'"),
         ({"mlp_ratios": [4, 4, 0, 4]}, r"mlp_ratios must have entries >= 1, got \[4, 4, 0, 4\]"),
         ({"hidden_sizes": [32, 65, 160, 256]}, r"hidden_sizes must be multiples of num_attention_heads"),
