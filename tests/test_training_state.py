@@ -295,7 +295,7 @@ def test_a_poisoned_pickle_is_not_run(states, monkeypatch, tmp_path):
         ({"step": 7}, "step must be that of the folder's name, got 7"),
         ({"step": "8"}, "step must be of type int, got '8'"),
         ({"history": {}}, "history must be of type list"),
-        ({"format": 3}, "format must be at most 2, got 3: a newer version wrote it"),
+        ({"format": 4}, "format must be at most 3, got 4: a newer version wrote it"),
         ({"mood": 1}, "unknown fields: mood"),
     ],
 )
