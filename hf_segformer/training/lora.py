@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,16 +84,15 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
 
     names = TARGETS if targets is None else tuple(name.strip() for name in targets.split(","))
-    layers = {name: type(layer) for name, layer in model.segformer.named_modules()}
+    layers = dict(model.segformer.named_modules())
+    adaptable = {name for name, layer in layers.items() if _is_adaptable(layer)}
     for name in names:
-        found = {kind for layer, kind in layers.items() if name and f".{layer}".endswith(f".{name}")}
-        if not found or found - {nn.Linear, nn.Conv2d}:
-            ends = {layer.rpartition(".")[2] for layer, kind in layers.items() if kind in (nn.Linear, nn.Conv2d)}
-            raise ValueError(
-                f"lora_targets must be names of the encoder's layers ({listed(sorted(ends))}), got {name!r}"
-            )
+        found = {layer for layer in layers if name and f".{layer}".endswith(f".{name}")}
+        if not found or found - adaptable:
+            ends = sorted({layer.rpartition(".")[2] for layer in adaptable})
+            raise ValueError(f"lora_targets must be names of the encoder's layers ({listed(ends)}), got {name!r}")
     # A name alone would mean layers of the decode head as well.
-    pattern = rf"segformer\.(.*\.)?({'|'.join(name.replace('.', chr(92) + '.') for name in names)})"
+    pattern = rf"segformer\.(.*\.)?({'|'.join(map(re.escape, names))})"
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -101,6 +101,10 @@ def add_adapter(
         base_model_name_or_path=base,
     )
     return get_peft_model(model, config)
+
+
+def _is_adaptable(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
 def merge_adapter(adapter: PeftModel) -> dict[str, Tensor]:

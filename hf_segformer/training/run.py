@@ -398,7 +398,6 @@ class Run:
     def evaluate_exported(self) -> ConfusionMatrix:
         """Make the run's model what is exported, an adapter merged into it, and evaluate that."""
         chosen = self.exported = Exported.chosen(str(self.args.export), self.progress)
-        self.accelerator.print(f"exported weights: {chosen.describe(self.progress.step)}")
         if chosen.export == "best":
             assert self.best.weights is not None
             self.model.load_state_dict(self.best.weights)
