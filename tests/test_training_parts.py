@@ -244,7 +244,7 @@ def test_the_engine_is_right_about_adapters(conv_width, tiny_config, randomize):
         results.append([logits, *gradients])
     assert len(results[0]) > 60 and all(gradient.abs().max() > 0 for gradient in results[0])
     for ours, textbook in zip(*results, strict=True):
-        assert torch.allclose(ours, textbook, rtol=1e-3, atol=1e-4 * textbook.abs().max().item())
+        assert torch.allclose(ours, textbook, rtol=1e-3, atol=1e-4 * textbook.abs().max().item() + 1e-7)
 
 
 def test_without_peft_a_message_says_what_to_install(monkeypatch):
@@ -418,14 +418,14 @@ import os, sys
 sys.path.insert(0, {examples!r})
 import train
 from hf_segformer.training.run import Run
-save = Run.save
-def killed(run):
+log_evaluation = Run.log_evaluation
+def killed(run, bar):
+    log_evaluation(run, bar)
     if run.progress.step == 4:
         run.accelerator.wait_for_everyone()
         os._exit(9)
-    save(run)
 if "--resume" not in sys.argv and {kills!r} in " ".join(sys.argv):
-    Run.save = killed
+    Run.log_evaluation = killed
 train.main()
 """
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.optim.swa_utils import AveragedModel
 
-# Version 0.1 wrote format 1, which has no checksums, version 0.2 format 2, which knows no best weights and no average.
+# Version 0.1 wrote format 1, which has no checksums; format 2 knows no best weights and no average.
 _FORMAT = 3
 _WITH_CHECKSUMS = 2
 _STATE_NAME = re.compile(r"step-(\d{8,})")
@@ -434,12 +434,18 @@ def _read_progress(path: Path) -> tuple[Progress, int]:
     for entry in fields.get("history", []):
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
             raise ValueError(f"{file}: history must hold objects with a step, got {entry!r:.100}")
-    best = fields.get("best", {"step": 0, "mean_iou": 0.0, "weights": "raw"})
-    if not isinstance(best.get("step"), int) or not isinstance(best.get("mean_iou"), float) or "weights" not in best:
-        raise ValueError(f"{file}: best must have step, mean_iou and weights, got {best!r:.100}")
+    if "best" in fields:
+        _check_best(fields["best"], file)
     if f"step-{fields.get('step', -1):08d}" != path.name:
         raise ValueError(f"{file}: step must be that of the folder's name, got {fields.get('step')}")
     return Progress(**fields), version
+
+
+def _check_best(best: dict[str, Any], file: Path) -> None:
+    kinds = {"step": int, "mean_iou": float, "weights": str}
+    is_best = best.keys() == kinds.keys() and all(isinstance(best[name], kind) for name, kind in kinds.items())
+    if not is_best or best["weights"] not in ("raw", "ema"):
+        raise ValueError(f"{file}: best must have step, mean_iou and weights (raw or ema), got {best!r:.100}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
