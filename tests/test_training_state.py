@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from hf_segformer import SegformerForSemanticSegmentation
 from hf_segformer.training import (
     Progress,
+    averaged_model,
     find_state,
     latest_state,
+    load_best,
     load_state,
     non_finite,
     parameter_groups,
@@ -116,6 +118,104 @@ def test_failed_write_leaves_the_last_state(run, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"step-00000002: cannot write the state: .* the states before it are kept"):
         save_state(tmp_path, *run, Progress(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+# ---- best and averaged weights
+
+BEST = {"step": 6, "mean_iou": 0.25, "weights": "ema"}
+
+
+@pytest.fixture
+def states_with_more(run, tmp_path):
+    """The same with best and averaged weights."""
+    average = averaged_model(run[0], 0.9)
+    for step in (4, 8):
+        average.update_parameters(run[0])
+        best = {name: tensor * 0 + step for name, tensor in run[0].state_dict().items()}
+        progress = Progress(step, [{"step": step, "mean_iou": 0.25}], {"seed": 3, "ema": 0.9}, best=BEST)
+        save_state(tmp_path / "more", *run, progress, average=average, best=best)
+    return tmp_path / "more"
+
+
+def test_best_and_averaged_weights_round_trip(run, states_with_more, tiny_config):
+    fresh, other = make_run(tiny_config, seed=1)
+    average = averaged_model(fresh, 0.9)
+    path = latest_state(states_with_more)
+    progress = load_state(path, fresh, other, {"seed": 3, "ema": 0.9}, average=average)
+    assert progress.best == BEST and progress.is_evaluated
+    assert average.n_averaged == 2
+    for name, tensor in average.module.state_dict().items():
+        assert torch.equal(tensor, run[0].state_dict()[name]), name
+    assert {name: tensor.flatten()[0].item() for name, tensor in load_best(path).items()} == dict.fromkeys(
+        run[0].state_dict(), 8
+    )
+    # A run without an average leaves it aside.
+    assert load_state(path, fresh, other, {"seed": 3}).best == BEST
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "missing", "another file", "a folder"])
+@pytest.mark.parametrize("name", ["best.safetensors", "ema.safetensors"])
+def test_damage_of_best_and_averaged_weights_is_seen(states_with_more, name, damage):
+    path = states_with_more / "step-00000008" / name
+    DAMAGES[damage](path)
+    found = find_state(states_with_more)
+    assert found.path == states_with_more / "step-00000004"
+    assert str(path) in found.passed_over[0]
+
+
+def test_best_weights_that_no_checksum_speaks_of_are_damage(states_with_more):
+    """Neither is a file believed that was not there, nor can one be taken away with its checksum."""
+    path = states_with_more / "step-00000008"
+    checksums = json.loads((path / "checksums.json").read_text())
+    del checksums["best.safetensors"]
+    (path / "checksums.json").write_text(json.dumps(checksums))
+    assert "best.safetensors is damaged" in find_state(states_with_more).passed_over[0]
+    (path / "best.safetensors").unlink()
+    assert "best.safetensors is missing" in find_state(states_with_more).passed_over[0]
+
+
+def test_states_of_the_second_format_load(run, states, tiny_config):
+    """They know neither; the best weights are then the best from here on."""
+    path = states / "step-00000008"
+    fields = json.loads((path / "progress.json").read_text())
+    del fields["best"]
+    (path / "progress.json").write_text(json.dumps(fields | {"format": 2}))
+    rewrite_checksum(path, "progress.json")
+    fresh, optimizer = make_run(tiny_config, seed=1)
+    average = averaged_model(fresh, 0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        progress = load_state(latest_state(states), fresh, optimizer, {"seed": 3, "ema": 0.9}, average=average)
+    assert progress.step == 8 and progress.best is None and load_best(path) is None
+    for name, tensor in average.module.state_dict().items():  # it begins here
+        assert torch.equal(tensor, run[0].state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "best", [{"step": "6"}, {"mean_iou": None}, [], {"weights": 3}, {"weights": "best"}, {"mood": 1}], ids=str
+)
+def test_a_best_that_cannot_be(states_with_more, best):
+    path = states_with_more / "step-00000008" / "progress.json"
+    fields = json.loads(path.read_text())
+    fields["best"] = BEST | best if isinstance(best, dict) else best
+    path.write_text(json.dumps(fields))
+    rewrite_checksum(path.parent, path.name)
+    (reason,) = find_state(states_with_more).passed_over
+    assert "best must " in reason and str(path) in reason
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_targets", "freeze"])
+def test_what_is_trained_cannot_change_on_the_way(run, states, name):
+    save_state(states, *run, Progress(9, [], {name: "a", "seed": 3}))
+    with pytest.raises(ValueError, match=f"{name}='b' \\(was 'a'\\), seed=4 .*; {name} is for a whole run"):
+        load_state(latest_state(states), *run, {name: "b", "seed": 4}, allow_changes=True)
+
+
+def test_an_average_that_is_not_finite_is_not_saved(run, tmp_path):
+    average = averaged_model(run[0], 0.9)
+    average.module.decode_head.classifier.bias.data[1] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"module\.decode_head\.classifier\.bias in ema\.safetensors is not"):
+        save_state(tmp_path, *run, Progress(1), average=average)
 
 
 # ---- damage
@@ -295,7 +395,7 @@ def test_a_poisoned_pickle_is_not_run(states, monkeypatch, tmp_path):
         ({"step": 7}, "step must be that of the folder's name, got 7"),
         ({"step": "8"}, "step must be of type int, got '8'"),
         ({"history": {}}, "history must be of type list"),
-        ({"format": 3}, "format must be at most 2, got 3: a newer version wrote it"),
+        ({"format": 4}, "format must be at most 3, got 4: a newer version wrote it"),
         ({"mood": 1}, "unknown fields: mood"),
     ],
 )

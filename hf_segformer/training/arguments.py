@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,7 +16,12 @@ from ..data.training_samples import ON_BAD_SAMPLE
 from ..evaluation.protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
+from .best import EXPORTS
+from .ema import check_decay
+from .freezing import stages_to_freeze
+from .lora import check_lora
 from .losses import SegmentationLoss
+from .stopping import EVALUATIONS_PER_PATIENCE, EarlyStopping
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {
@@ -33,6 +40,10 @@ _FREE |= {"data", "pictures"}
 _FREE |= {"push_to_hub", "license", "protocol", "tta", "check", "check_seconds", "allow_outside_files"}
 # A run that stops at a bad sample never ends, and up to there both values give the same: it goes on with "skip".
 _FREE |= {"on_bad_sample", "allow_changes", "take_over"}
+# States keep the best weights beside the last, so either may be exported later.
+_FREE |= {"export"}
+# Which weights are the best, and when a run stops, depends on when and how it is evaluated.
+_OF_EVALUATION = ("eval_every", "protocol")
 # Flags whose default is the recipe's field of the same name.
 _FROM_RECIPE = (
     *("variant", "max_steps", "learning_rate", "head_multiplier", "weight_decay", "crop_size", "loss"),
@@ -40,7 +51,7 @@ _FROM_RECIPE = (
 )
 _POSITIVE = (
     *("max_steps", "learning_rate", "head_multiplier", "crop_size", "image_size", "eval_every", "save_every"),
-    *("log_every", "global_batch_size", "batch_size", "gradient_accumulation_steps"),
+    *("log_every", "global_batch_size", "batch_size", "gradient_accumulation_steps", "epochs", "max_grad_norm"),
 )
 
 
@@ -96,6 +107,9 @@ class TrainArguments(DataArguments):
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and dropout."})
     max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps."})
+    epochs: float | None = field(
+        default=None, metadata={"help": "Passes over the training pictures, in place of max_steps."}
+    )
     global_batch_size: int | None = field(
         default=None,
         metadata={"help": "Images per optimizer step, over all processes; with a recipe, the recipe's is kept."},
@@ -110,6 +124,24 @@ class TrainArguments(DataArguments):
         default=None, metadata={"help": "The decode head's learning rate divided by it."}
     )
     weight_decay: float | None = field(default=None, metadata={"help": "Decoupled weight decay of AdamW."})
+    max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Longer gradients, over all parameters and the whole step, are cut to it."}
+    )
+    ema: float | None = field(
+        default=None,
+        metadata={"help": "Decay of a moving average of the weights, such as 0.999; evaluated beside the others."},
+    )
+    freeze: str | None = field(
+        default=None, metadata={"help": "encoder, or stages:N for its first N stages: not trained."}
+    )
+    lora: int | None = field(
+        default=None, metadata={"help": "Rank of adapters (LoRA) that are trained in place of the encoder's weights."}
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "lora: adapters count alpha / rank; the rank."})
+    lora_targets: str | None = field(
+        default=None,
+        metadata={"help": "lora: names of the adapted layers; query,key,value,dense,dense1,dense2 if left out."},
+    )
     warmup_steps: int | None = field(
         default=None, metadata={"help": "Linear warm-up; 1500, but at most 5 percent of max_steps, if left out."}
     )
@@ -147,7 +179,20 @@ class TrainArguments(DataArguments):
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
     )
-    eval_every: int | None = field(default=None, metadata={"help": "Steps between evaluations; a quarter of the run."})
+    eval_every: int | None = field(
+        default=None, metadata={"help": "Steps between evaluations; a quarter of the run, more often with patience."}
+    )
+    export: str | None = field(
+        default=None,
+        metadata={
+            "help": "best by validation mIoU, last, or ema (the last averaged): the weights the run ends with; best, "
+            "with a recipe last, if left out."
+        },
+    )
+    patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations in a row without a higher validation mIoU."}
+    )
+    min_delta: float = field(default=0.0, metadata={"help": "patience: by how much it must be higher, in [0, 1)."})
     save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
     on_bad_sample: str = field(
@@ -185,15 +230,28 @@ class TrainArguments(DataArguments):
         if self.data is not None and self.dataset is not None:
             raise ValueError(f"dataset must be left out with data, got {self.dataset!r}")
         self.dataset = self.dataset or (base.dataset if self.data is None else self.data_name)
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"max_steps={self.max_steps} must be left out with epochs={self.epochs}, or epochs with it"
+            )
         for name in _FROM_RECIPE:
-            if getattr(self, name) is None:
+            if getattr(self, name) is None and (name != "max_steps" or self.epochs is None):
                 setattr(self, name, getattr(base, name))
-        assert self.max_steps is not None
         if self.image_size is None:
             self.image_size = base.image_size if self.recipe else self.crop_size
+        if self.export is None:
+            self.export = "last" if self.recipe else "best"  # published figures are those of the last weights
+        if self.lora is not None and self.lora_alpha is None:
+            self.lora_alpha = float(self.lora)
+        if self.max_steps is not None:
+            self._set_intervals(base)
+
+    def _set_intervals(self, base: Recipe) -> None:
+        assert self.max_steps is not None
         if self.warmup_steps is None:
             self.warmup_steps = max(min(base.warmup_steps, self.max_steps // 20), 0)
-        for name, share in (("eval_every", 4), ("save_every", 10)):
+        evaluations = 4 if self.patience is None else EVALUATIONS_PER_PATIENCE * max(self.patience, 1)
+        for name, share in (("eval_every", evaluations), ("save_every", 10)):
             if getattr(self, name) is None:
                 setattr(self, name, max(min(getattr(base, name), self.max_steps // share), 1))
 
@@ -209,9 +267,9 @@ class TrainArguments(DataArguments):
         for name in ("seed", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        assert self.warmup_steps is not None and self.max_steps is not None
-        if not 0 <= self.warmup_steps < self.max_steps:
-            raise ValueError(f"warmup_steps must be in [0, max_steps={self.max_steps}), got {self.warmup_steps}")
+        self._check_weights()
+        if self.max_steps is not None:
+            self._check_intervals()
         if self.num_threads is not None and self.num_threads < 0:
             raise ValueError(f"num_threads must be >= 0, got {self.num_threads}")
         if self.allow_changes and not self.resume:
@@ -224,6 +282,45 @@ class TrainArguments(DataArguments):
         self.build_loss()
         assert self.protocol is not None
         Protocol.named(self.protocol, self.tta)
+
+    def _check_weights(self) -> None:
+        """Which weights are trained, kept and exported."""
+        check_decay(self.ema)
+        EarlyStopping(self.patience, self.min_delta)
+        check_lora(self.lora, self.lora_alpha, self.lora_targets, self.freeze, self.model or self.encoder)
+        if self.freeze is not None:
+            stages_to_freeze(self.freeze)
+        if self.export not in EXPORTS:
+            raise ValueError(f"export must be one of {', '.join(EXPORTS)}, got {self.export!r}")
+        if self.export == "ema" and self.ema is None:
+            raise ValueError("export='ema' goes with ema, the decay of the average, which was left out")
+
+    def _check_intervals(self) -> None:
+        assert self.warmup_steps is not None and self.max_steps is not None and self.eval_every is not None
+        if not 0 <= self.warmup_steps < self.max_steps:
+            raise ValueError(f"warmup_steps must be in [0, max_steps={self.max_steps}), got {self.warmup_steps}")
+        EarlyStopping(self.patience, self.min_delta).check_intervals(self.eval_every, self.max_steps)
+
+    def plan_steps(self, data: SegmentationData) -> None:
+        """Turn `epochs` into `max_steps`, rounded up, and set the intervals that follow from it.
+
+        Args:
+            data: The training set. The global batch must be known, see `plan_batches`.
+
+        Raises:
+            ValueError: Its length is unknown, or an interval does not fit the number of steps.
+        """
+        if self.epochs is None:
+            return
+        if not isinstance(data.train, Sized):
+            raise ValueError(
+                f"epochs={self.epochs} needs a data set of known length, but {data.name!r} is streamed: give max_steps"
+            )
+        assert self.global_batch_size is not None
+        steps = round(self.epochs * len(data.train) / self.global_batch_size, 6)  # 0.1 * 30 is a little above 3
+        self.max_steps = max(math.ceil(steps), 1)
+        self._set_intervals(self.base_recipe)
+        self._check_intervals()
 
     def load_data(self) -> SegmentationData:
         """Load the data set the flags name; a few bad annotations do not matter when bad samples are skipped."""
@@ -266,7 +363,14 @@ class TrainArguments(DataArguments):
         changes["long_side"] = round(base.long_side * self.image_size / base.image_size)
         return replace(base, processes=processes, **changes)
 
+    @property
+    def depends_on_evaluation(self) -> bool:
+        """Whether the weights that the run ends with depend on its evaluations."""
+        return self.export == "best" or self.patience is not None
+
     def settings(self, num_processes: int) -> dict[str, Any]:
         """What determines the weights a run ends with; a resumed run must agree on it."""
         kept = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        if self.depends_on_evaluation:
+            kept |= {name: getattr(self, name) for name in _OF_EVALUATION}
         return kept | {"num_processes": num_processes, "num_threads": self.num_threads or 0}

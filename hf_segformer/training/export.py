@@ -20,6 +20,7 @@ from ..files import replace_path
 from ..hub.model_card import model_card
 from ..texts import listed, without_paths
 from ..visualization import learning_curve, panel
+from .lora import write_adapter
 
 if TYPE_CHECKING:
     from .run import Run
@@ -28,11 +29,11 @@ PICTURES = 6
 
 
 def collect_metrics(run: Run, matrix: ConfusionMatrix) -> dict[str, Any]:
-    """Everything metrics.json holds; the last evaluation is added to the run's history.
+    """Everything metrics.json holds.
 
     Args:
         run: Run that has taken all its steps.
-        matrix: Its last evaluation.
+        matrix: Evaluation of what is exported.
     """
     data, progress, metrics = run.data, run.progress, matrix.compute()
     ious = dict(zip(data.class_names, metrics["per_category_iou"], strict=True))
@@ -40,9 +41,9 @@ def collect_metrics(run: Run, matrix: ConfusionMatrix) -> dict[str, Any]:
         thin = [ious[name] for name in data.thin_classes]
         metrics["mean_iou_thin_classes"] = sum(thin) / len(thin)
     seconds = time.monotonic() - run.started
-    metrics |= {"class_names": list(data.class_names), "step": progress.step, "seconds": round(seconds, 1)}
+    metrics |= {"class_names": list(data.class_names), "seconds": round(seconds, 1)}
+    metrics |= vars(run.exported) | {"steps_taken": progress.step, "best": progress.best}
     metrics["bad_samples"] = len(progress.bad_samples)
-    progress.history.append({"step": progress.step, "mean_iou": metrics["mean_iou"]})
     return metrics
 
 
@@ -61,6 +62,8 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         folder, table = Path(temporary), matrix.table(run.data.class_names)
         run.model.save_pretrained(folder)
         run.image_processor.save_pretrained(folder)
+        if run.adapter is not None and run.adapter_weights is not None:
+            write_adapter(run.adapter, run.adapter_weights, folder / "adapter")
         write_metrics(metrics, folder / "metrics.json")
         public = without_paths(
             run.recipe.to_dict() | run.describe(), folders=[run.args.data_root, run.args.output_dir]
@@ -89,7 +92,7 @@ def _card(run: Run, metrics: dict[str, Any], table: str, picture: str) -> str:
         run.data.name,
         metrics,
         table,
-        {"recipe": recipe.name} | settings | followed,
+        {"recipe": recipe.name, "exported weights": run.exported.describe(run.progress.step)} | settings | followed,
         picture,
         config=run.model.config,
         license=args.license,
@@ -133,6 +136,9 @@ def print_summary(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any]) ->
     if recipe.published.mean_iou is not None:
         figure = f"{recipe.published.mean_iou:.2f} by {run.args.base_recipe.protocol}"
         print(f"published for recipe {recipe.name}, flavor {recipe.flavor}: mIoU {figure}")
+    if metrics["steps_taken"] < recipe.max_steps:
+        print(f"stopped after {metrics['steps_taken']} of {recipe.max_steps} steps: patience={run.args.patience}")
+    print(f"exported weights: {run.exported.describe(metrics['steps_taken'])}")
     print(
         f"mIoU {100 * metrics['mean_iou']:.2f} after {metrics['step']} steps, {metrics['seconds']:.0f} s. "
         f"Everything is in {folder}/: look at overlays/ and learning_curve.png.\n\n"

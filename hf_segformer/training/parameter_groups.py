@@ -15,7 +15,8 @@ def parameter_groups(
     """Split a model's trainable parameters into groups for AdamW.
 
     LayerNorm weights and biases of the encoder are not decayed; everything else is, biases and the decode head's
-    BatchNorm included. The head learns `head_multiplier` times faster.
+    BatchNorm included. The head learns `head_multiplier` times faster, and so do the matrices of a LoRA, which are as
+    new as it is.
 
     Args:
         model: A `SegformerForSemanticSegmentation`, wrapped or not.
@@ -26,22 +27,30 @@ def parameter_groups(
             rule matches parameter names, and those norms have no "norm" in theirs).
 
     Returns:
-        Groups "encoder", "encoder_norm" and "head" with the keys `name`, `params`, `lr`, `initial_lr`, `weight_decay`;
-        empty groups are left out. `initial_lr` is the peak that a schedule multiplies.
+        Groups "encoder", "encoder_norm", "adapter" and "head" with the keys `name`, `params`, `lr`, `initial_lr` and
+        `weight_decay`; empty groups are left out. `initial_lr` is the peak that a schedule multiplies.
 
     Source: NVlabs/SegFormer `local_configs/segformer`, mmsegmentation `configs/segformer` (optimizer constructor).
     """
-    params: dict[str, list] = {"encoder": [], "encoder_norm": [], "head": []}
+    params: dict[str, list] = {"encoder": [], "encoder_norm": [], "adapter": [], "head": []}
     for module_name, module in model.named_modules():
-        in_head = "decode_head" in module_name.split(".")
+        parts = module_name.split(".")
+        in_head, in_adapter = "decode_head" in parts, any(part.startswith("lora_") for part in parts)
         is_stage_norm = ".encoder.layer_norm." in f".{module_name}"
         undecayed = isinstance(module, nn.LayerNorm) and not (decay_stage_norms and is_stage_norm)
-        group = "head" if in_head else "encoder_norm" if undecayed else "encoder"
+        group = "head" if in_head else "adapter" if in_adapter else "encoder_norm" if undecayed else "encoder"
         params[group] += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-    rates = {"encoder": learning_rate, "encoder_norm": learning_rate, "head": learning_rate * head_multiplier}
-    decays = {"encoder": weight_decay, "encoder_norm": 0.0, "head": weight_decay}
+    slow, fast = learning_rate, learning_rate * head_multiplier
+    rates = {"encoder": slow, "encoder_norm": slow, "adapter": fast, "head": fast}
+    decays = {"encoder_norm": 0.0}
     return [
-        {"name": name, "params": group, "lr": rates[name], "initial_lr": rates[name], "weight_decay": decays[name]}
+        {
+            "name": name,
+            "params": group,
+            "lr": rates[name],
+            "initial_lr": rates[name],
+            "weight_decay": decays.get(name, weight_decay),
+        }
         for name, group in params.items()
         if group
     ]

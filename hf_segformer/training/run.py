@@ -32,15 +32,25 @@ from ..image_processing_segformer import SegformerImageProcessor
 from ..modeling_segformer import SegformerForSemanticSegmentation
 from .arguments import TrainArguments
 from .batches import freeze_batch_norm, synchronizes_batch_norm
+from .best import BestWeights, Exported
 from .class_weights import read_class_weights
+from .ema import averaged_model
 from .export import collect_metrics, print_summary, write_model_folder
 from .finite import DivergenceGuard
+from .freezing import freeze_parts, keep_frozen
 from .launch import describe_launch, launched_accumulation, make_accelerator, refuse_sharding
+from .lora import add_adapter, merge_adapter
 from .losses import SegmentationLoss
 from .model import build_model
 from .parameter_groups import parameter_groups
+from .progress import Progress, data_settings, samples_of, step_seed
 from .schedules import poly_factor, set_learning_rate
-from .state import Progress, data_settings, find_state, load_state, run_folder, save_state, step_seed
+from .state import find_state, load_best, load_state, run_folder, save_state
+from .stopping import EarlyStopping
+
+# Flags that say what of a recipe is trained, how long, and what becomes of it.
+_STOPPING, _WEIGHTS = ("epochs", "patience", "min_delta"), ("ema", "freeze", "lora", "lora_alpha", "lora_targets")
+_BESIDE_THE_RECIPE = (*_STOPPING, "max_grad_norm", *_WEIGHTS)
 
 
 class Run:
@@ -64,13 +74,19 @@ class Run:
         self.states = self.folder / "states"
         self.state = self.find_state() if args.resume else None
         self.data = self.load_data()
+        args.plan_steps(self.data)
         torch.manual_seed(args.seed)
         self.recipe = args.effective_recipe(accelerator.num_processes)
         self.model, self.image_processor = self.build_model()
         check_classes(self.model, self.data)
         self.recipe = self.recipe.with_config(self.model.config)
+        self.choose_parameters()
         self.optimizer = self.build_optimizer()
+        # A copy of the model, which Accelerate changes afterwards.
+        self.average = None if args.ema is None else averaged_model(self.model, args.ema)
         self.loss_function = self.build_loss()
+        self.best, self.stopping = BestWeights(), EarlyStopping(args.patience, args.min_delta)
+        self.evaluated: dict[str, ConfusionMatrix] = {}  # after the last step, by kind of weights
         self.progress = self.restore()
         self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(self.model, self.optimizer)
         self.start_trackers()
@@ -92,8 +108,7 @@ class Run:
     def complete(self) -> None:
         """Train, evaluate, export and publish."""
         self.train()
-        self.accelerator.print("evaluating ...")
-        matrix = self.evaluate(self.args.tta)
+        matrix = self.evaluate_exported()
         if self.accelerator.is_main_process:
             metrics = collect_metrics(self, matrix)
             write_model_folder(self, matrix, metrics)
@@ -128,6 +143,19 @@ class Run:
         """Model and image processor before the first step."""
         return build_model(self.args, self.recipe, self.data, self.accelerator)
 
+    def choose_parameters(self) -> None:
+        """Freeze what shall not be trained, or put an adapter in; says how much of the network is trained."""
+        args, base = self.args, self.args.model or self.args.encoder
+        self.frozen = [] if args.freeze is None else freeze_parts(self.model, args.freeze)
+        self.adapter = None
+        if args.lora is not None and args.lora_alpha is not None:
+            self.adapter = add_adapter(self.model, args.lora, args.lora_alpha, args.lora_targets, base)
+        if self.frozen or self.adapter is not None:
+            counts = [sum(p.numel() for p in self.model.parameters() if p.requires_grad or every) for every in (0, 1)]
+            self.accelerator.print("training {:,} of {:,} parameters".format(*counts))
+        if self.frozen and base is None:
+            self.accelerator.print("note: what is frozen keeps its random weights; --model and --encoder take others")
+
     def build_optimizer(self) -> torch.optim.Optimizer:
         """AdamW by the recipe's parameter groups; puts the model on its device."""
         recipe = self.recipe
@@ -152,12 +180,16 @@ class Run:
     def restore(self) -> Progress:
         """Progress of a new run, or of the one to resume, whose weights and optimizer are loaded."""
         settings = self.args.settings(self.accelerator.num_processes) | data_settings(self.data)
+        if self.args.depends_on_evaluation:
+            settings["validation_samples"] = samples_of(self.data, "validation")
         if self.loss_function.class_weights is not None:
             settings["class_weight_values"] = torch.as_tensor(self.loss_function.class_weights).tolist()
         if self.state is None:
             return Progress(settings=settings)
         scaler = self.accelerator.scaler
-        progress = load_state(self.state, self.model, self.optimizer, settings, scaler, self.args.allow_changes)
+        allow_changes = self.args.allow_changes
+        progress = load_state(self.state, self.model, self.optimizer, settings, scaler, allow_changes, self.average)
+        self.best.weights = load_best(self.state)
         self.accelerator.print(f"resuming at step {progress.step}")
         if progress.step > self.recipe.max_steps:
             least = f"at least the {progress.step} steps of {self.state}"
@@ -202,12 +234,19 @@ class Run:
         """Take the steps that are left, and log, evaluate and save on the way."""
         batches = batches_of(self.loader)
         with self.progress_bar() as bar:  # closed before an error is reported
-            while self.progress.step < self.recipe.max_steps:
+            while not self.is_over():
                 self.set_up_step()
                 self.record(self.take_step(batches))
                 bar.update()
                 self.follow_up(bar)
+            if not self.progress.is_evaluated:  # what was trained is safe by now
+                self.log_evaluation(bar)
+                self.save()
         self.accelerator.wait_for_everyone()
+
+    def is_over(self) -> bool:
+        """Whether no step is left to take."""
+        return self.progress.step >= self.recipe.max_steps or self.stopping.is_due(self.progress.history)
 
     def follow_up(self, bar: tqdm) -> None:
         """After a step: look, log, evaluate and save, where it is time to."""
@@ -223,7 +262,7 @@ class Run:
             self.log_losses(bar)
         if evaluates and not finished:
             self.log_evaluation(bar)
-        if saves:
+        if saves or self.is_over():
             self.save()
 
     def progress_bar(self) -> tqdm:
@@ -236,6 +275,7 @@ class Run:
         self.model.train()
         if self.args.freeze_batch_norm:
             freeze_batch_norm(self.model)
+        keep_frozen(self.frozen)
         set_learning_rate(self.optimizer, self.learning_rate_factor(self.progress.step))
 
     def learning_rate_factor(self, step: int) -> float:
@@ -261,6 +301,8 @@ class Run:
                 # Processes average their gradients; the sum is wanted.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
+        if self.args.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
         self.progress.step += 1
@@ -286,6 +328,8 @@ class Run:
         self.guard.record(loss, was_skipped)
         if not was_skipped:
             self.losses.append(loss)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
 
     # ---- what happens between steps
 
@@ -306,18 +350,27 @@ class Run:
         self.losses, self.last_log = [], (step, time.monotonic())
 
     def log_evaluation(self, bar: tqdm) -> None:
-        """Evaluate, and log the metrics."""
-        step, metrics = self.progress.step, self.evaluate().compute()
-        self.progress.history.append({"step": step, "mean_iou": metrics["mean_iou"]})
-        self.accelerator.log({name: metrics[name] for name in ("mean_iou", "overall_accuracy")}, step=step)
+        """Evaluate, log the metrics, and keep the weights if they are the best so far."""
+        step = self.progress.step
+        models: dict[str, nn.Module] = {"raw": self.model}
+        if self.average is not None:
+            models["ema"] = self.average.module
+        self.evaluated = {kind: self.evaluate("none", model) for kind, model in models.items()}
+        metrics = {kind: matrix.compute() for kind, matrix in self.evaluated.items()}
+        (scores,) = broadcast_object_list([{kind: found["mean_iou"] for kind, found in metrics.items()}])
+        self.best.offer(self.progress, scores, models)
+        logged = {"mean_iou" if kind == "raw" else f"mean_iou_{kind}": score for kind, score in scores.items()}
+        self.progress.history.append({"step": step, **logged})
+        self.accelerator.log(logged | {"overall_accuracy": metrics["raw"]["overall_accuracy"]}, step=step)
         if self.accelerator.is_main_process:
-            bar.write(f"step {step}: mIoU {100 * metrics['mean_iou']:.2f}")
+            average = f", of the averaged weights {100 * scores['ema']:.2f}" if "ema" in scores else ""
+            bar.write(f"step {step}: mIoU {100 * scores['raw']:.2f}{average}")
         self.last_log = (step, time.monotonic())
 
-    def evaluate(self, tta: str = "none") -> ConfusionMatrix:
-        """Evaluate by the run's protocol."""
+    def evaluate(self, tta: str = "none", model: nn.Module | None = None) -> ConfusionMatrix:
+        """Evaluate the run's model, or another, by the run's protocol."""
         return evaluate(
-            self.model,
+            self.model if model is None else model,
             self.image_processor,
             self.data,
             self.accelerator,
@@ -330,13 +383,37 @@ class Run:
         """Save the state to resume from."""
         self.guard.last_state = self.states / f"step-{self.progress.step:08d}"
         if self.accelerator.is_main_process:
-            save_state(self.states, self.model, self.optimizer, self.progress, self.accelerator.scaler)
+            save_state(
+                self.states,
+                self.model,
+                self.optimizer,
+                self.progress,
+                self.accelerator.scaler,
+                average=self.average,
+                best=self.best.weights,
+            )
 
     # ---- the end
 
+    def evaluate_exported(self) -> ConfusionMatrix:
+        """Make the run's model what is exported, an adapter merged into it, and evaluate that."""
+        chosen = self.exported = Exported.chosen(str(self.args.export), self.progress)
+        if chosen.export == "best":
+            assert self.best.weights is not None
+            self.model.load_state_dict(self.best.weights)
+        elif self.average is not None and chosen.weights == "ema":
+            self.model.load_state_dict(self.average.module.state_dict())
+        self.adapter_weights = None if self.adapter is None else merge_adapter(self.adapter)
+        is_known = chosen.step == self.progress.step and self.args.tta == "none" and self.adapter is None
+        if is_known and chosen.weights in self.evaluated:
+            return self.evaluated[chosen.weights]
+        self.accelerator.print("evaluating ...")
+        return self.evaluate(self.args.tta)
+
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
-        launch = {"launch": describe_launch(self.accelerator)}
+        launch = {"launch": describe_launch(self.accelerator), "exported": vars(self.exported)}
+        launch |= {name: getattr(self.args, name) for name in _BESIDE_THE_RECIPE}
         return launch | {"changes": self.progress.changes, "bad_samples": self.progress.bad_samples}
 
     def publish(self) -> None:

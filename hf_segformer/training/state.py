@@ -3,7 +3,8 @@
 """Resumable training state: small, on disk either whole or not at all, and read back only if it is what was written.
 
 A run is a function of (seed, step): data order, augmentation, dropout and learning rate follow from the step. So the
-state is weights, optimizer, loss scaler, the step, and what was logged and skipped.
+state is weights, optimizer, loss scaler, the step, and what was logged and skipped; the best weights so far and the
+average of the weights, where there are any.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -31,58 +31,24 @@ from torch import nn
 from ..checkpoints.files import read_pickle
 from ..files import fsync_path, replace_path
 from .finite import non_finite, optimizer_tensors
+from .progress import Progress
 from .run_lock import FolderInUse, RunLock, is_occupied
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.optim.swa_utils import AveragedModel
 
-    from ..data import SegmentationData
-
-# Version 0.1 wrote format 1, which has no checksums.
-_FORMAT = 2
+# Version 0.1 wrote format 1, which has no checksums; format 2 knows no best weights and no average.
+_FORMAT = 3
+_WITH_CHECKSUMS = 2
 _STATE_NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY_NAME = re.compile(r"\.(step-\d{8,}\.tmp|(new|old)-step-\d{8,}-[0-9a-f]{32})")
 _FILES = ("model.safetensors", "optimizer.pt", "progress.json")
+_BEST, _AVERAGE = "best.safetensors", "ema.safetensors"
+_OPTIONAL_FILES = (_BEST, _AVERAGE)
 _CHECKSUMS = "checksums.json"
-
-
-@dataclass
-class Progress:
-    """What a run has done so far.
-
-    Args:
-        step: Optimizer steps taken.
-        history: Logged values, one dict a log entry with the keys `step`, `loss`, `learning_rate` or `mean_iou`.
-        settings: Arguments that determine the run; a resumed run must have the same.
-        bad_samples: Samples that were passed over: `draw`, `attempt`, `file_name` and `reason` of each.
-        changes: Settings that were changed on the way: `step`, `setting`, `before` and `after` of each.
-    """
-
-    step: int = 0
-    history: list[dict] = field(default_factory=list)
-    settings: dict = field(default_factory=dict)
-    bad_samples: list[dict] = field(default_factory=list)
-    changes: list[dict] = field(default_factory=list)
-
-
-def step_seed(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> int:
-    """Seed of the random numbers drawn in one micro-step of one process, in [0, 2**63)."""
-    return int(np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def data_settings(data: SegmentationData) -> dict[str, Any]:
-    """What of a data set determines the weights a run ends with: its classes, its samples and their order."""
-    names, form = data.train["file_name"][:], data.annotation_format
-    digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode()).hexdigest()
-    return {
-        "class_names": list(data.class_names),
-        "ignore_index": data.ignore_index,
-        "annotation_format": [form.mask_format, form.reduce_zero_label],
-        "id_map": sorted(form.id_map),
-        "mask_colors": [form.palette, form.ignore_color] if form.mask_format == "rgb" else None,
-        "orientation": form.orientation,
-        "training_samples": f"{len(names)} with names of SHA-256 {digest[:16]}",
-    }
+# Settings that decide which parameters there are and which of them the optimizer knows.
+_FIXED = ("freeze", "lora", "lora_targets")
 
 
 # ---- the folder of a run
@@ -164,6 +130,9 @@ def save_state(
     progress: Progress,
     scaler: torch.amp.GradScaler | None = None,
     keep: int = 2,
+    *,
+    average: AveragedModel | None = None,
+    best: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write `folder/step-N`, then drop all but the newest `keep` states up to it. Call it in one process only.
 
@@ -177,6 +146,8 @@ def save_state(
         progress: Step and logged values.
         scaler: Loss scaler of fp16 training.
         keep: Number of states to keep, at least 1.
+        average: Average of the weights.
+        best: The weights that `progress.best` speaks of.
 
     Returns:
         The folder written.
@@ -186,8 +157,11 @@ def save_state(
         OSError: The files could not be written; the states before are still there.
     """
     folder = Path(folder)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if wrong := non_finite(weights | optimizer_tensors(model, optimizer)):
+    files = {"model.safetensors": model.state_dict()}
+    files |= {} if average is None else {_AVERAGE: average.state_dict()}
+    files |= {} if best is None else {_BEST: best}
+    named = {f"{name} in {file}": tensor for file in files for name, tensor in files[file].items()}
+    if wrong := non_finite(named | optimizer_tensors(model, optimizer)):
         raise FloatingPointError(f"state of step {progress.step} not saved: {wrong[0]} is not finite")
     final = folder / f"step-{progress.step:08d}"
     temporary = folder / f".new-{final.name}-{uuid.uuid4().hex}"
@@ -195,11 +169,14 @@ def save_state(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         temporary.mkdir()
-        safetensors.torch.save_file(weights, temporary / "model.safetensors")
+        for name, weights in files.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+            safetensors.torch.save_file(contiguous, temporary / name)
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         torch.save(state, temporary / "optimizer.pt")
         _write_json(temporary / "progress.json", vars(progress) | {"format": _FORMAT})
-        _write_json(temporary / _CHECKSUMS, {name: _sha256(temporary / name) for name in _FILES})
+        names = sorted(path.name for path in temporary.iterdir())
+        _write_json(temporary / _CHECKSUMS, {name: _sha256(temporary / name) for name in names})
         for path in [*temporary.iterdir(), temporary]:
             fsync_path(path)
         _put_in_place(temporary, final)
@@ -296,8 +273,9 @@ def load_state(
     settings: dict,
     scaler: torch.amp.GradScaler | None = None,
     allow_changes: bool = False,
+    average: AveragedModel | None = None,
 ) -> Progress:
-    """Restore what `save_state` wrote into `model`, `optimizer` and `scaler`.
+    """Restore what `save_state` wrote into `model`, `optimizer`, `scaler` and `average`; see `load_best` for the rest.
 
     Args:
         path: A folder returned by `save_state` or `find_state`.
@@ -307,6 +285,7 @@ def load_state(
         scaler: Loss scaler of fp16 training.
         allow_changes: Whether settings may differ. Differences are listed in the progress, and the optimizer keeps
             its own learning rates and weight decay.
+        average: Average of the weights; it begins with those of a state that has none.
 
     Returns:
         The progress of the interrupted run, with the new settings.
@@ -316,15 +295,17 @@ def load_state(
             damaged, or that of another model.
     """
     path = Path(path)
-    weights, state, progress, has_checksums = _read_state(path)
+    weights, state, progress, has_checksums, averaged = _read_state(path)
     if not has_checksums:
         warnings.warn(f"{path} was written by version 0.1, without checksums: damage would not be seen", stacklevel=2)
     settings = json.loads(json.dumps(settings))
     before = progress.settings
     # What the version that wrote the state did not know yet cannot have differed.
     differing = [name for name in settings if name in before and settings[name] != before[name]]
+    changes = ", ".join(f"{name}={settings[name]!r:.200} (was {before[name]!r:.200})" for name in differing)
+    if fixed := [name for name in differing if name in _FIXED]:
+        raise ValueError(f"cannot resume {path} with other settings: {changes}; {fixed[0]} is for a whole run")
     if differing and not allow_changes:
-        changes = ", ".join(f"{name}={settings[name]!r:.200} (was {before[name]!r:.200})" for name in differing)
         raise ValueError(f"cannot resume {path} with other settings: {changes}; --allow_changes does it all the same")
     for name in differing:
         change = {"step": progress.step, "setting": name, "before": before[name], "after": settings[name]}
@@ -334,6 +315,10 @@ def load_state(
     try:
         model.load_state_dict(weights)
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None and averaged is not None:
+            average.load_state_dict(averaged)
+        elif average is not None:
+            average.module.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is the state of another model: {' '.join(str(error).split())}") from error
     for group, values in zip(optimizer.param_groups, own, strict=True) if differing else ():
@@ -341,6 +326,15 @@ def load_state(
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     return progress
+
+
+def load_best(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:
+    """The best weights that a state has, on the CPU; None where it has none.
+
+    Args:
+        path: A folder returned by `find_state`, which verifies it.
+    """
+    return _read_tensors(Path(path) / _BEST) if (Path(path) / _BEST).exists() else None
 
 
 def _candidates(folder: Path) -> list[tuple[int, Path]]:
@@ -351,19 +345,22 @@ def _candidates(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), entry) for match, entry in named if match and entry.is_dir()), reverse=True)
 
 
-def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], Progress, bool]:
-    """Weights, optimizer and scaler, progress, and whether there were checksums."""
+_Tensors = dict[str, torch.Tensor]
+
+
+def _read_state(path: Path) -> tuple[_Tensors, dict[str, Any], Progress, bool, _Tensors | None]:
+    """Weights, optimizer and scaler, progress, whether there were checksums, and averaged weights."""
     for name in _FILES:
         if not (path / name).is_file():
             raise ValueError(f"{path / name} is missing")
     has_checksums = _check_checksums(path)
     progress, version = _read_progress(path)
-    if version >= _FORMAT and not has_checksums:
+    if version >= _WITH_CHECKSUMS and not has_checksums:
         raise ValueError(f"{path / _CHECKSUMS} is missing")
-    try:
-        weights = safetensors.torch.load_file(path / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{path / 'model.safetensors'} is damaged: {error}") from error
+    if progress.best is not None and not (path / _BEST).is_file():
+        raise ValueError(f"{path / _BEST} is missing")
+    weights = _read_tensors(path / "model.safetensors")
+    averaged = _read_tensors(path / _AVERAGE) if (path / _AVERAGE).exists() else None
     state = read_pickle(path / "optimizer.pt")
     if not has_checksums:
         with zipfile.ZipFile(path / "optimizer.pt") as archive:  # PyTorch itself does not check these checksums
@@ -379,7 +376,14 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], Pr
     named = {f"{name} in {path / 'model.safetensors'}": tensor for name, tensor in weights.items()}
     if wrong := non_finite(named | moments):
         raise ValueError(f"{wrong[0]} is not finite")
-    return weights, state, progress, has_checksums
+    return weights, state, progress, has_checksums, averaged
+
+
+def _read_tensors(file: Path) -> _Tensors:
+    try:
+        return safetensors.torch.load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _check_optimizer(state: Any, file: Path) -> None:
@@ -405,7 +409,9 @@ def _check_checksums(path: Path) -> bool:
     if not file.is_file():
         raise ValueError(f"{file} is no file")
     expected = _read_json(file)
-    for name in _FILES:
+    for name in (*_FILES, *(name for name in _OPTIONAL_FILES if name in expected or (path / name).exists())):
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name} is missing")
         if expected.get(name) != _sha256(path / name):
             raise ValueError(f"{path / name} is damaged: its checksum is not the one in {_CHECKSUMS}")
     return True
@@ -417,7 +423,9 @@ def _read_progress(path: Path) -> tuple[Progress, int]:
     version = fields.pop("format", 1)
     if version not in range(1, _FORMAT + 1):
         raise ValueError(f"{file}: format must be at most {_FORMAT}, got {version!r}: a newer version wrote it")
-    kinds = {"step": int, "history": list, "settings": dict, "bad_samples": list, "changes": list}
+    if fields.get("best") is None:
+        fields.pop("best", None)
+    kinds = {"step": int, "history": list, "settings": dict, "bad_samples": list, "changes": list, "best": dict}
     if unknown := fields.keys() - kinds.keys():
         raise ValueError(f"{file} has unknown fields: {', '.join(sorted(unknown))}")
     for name, kind in kinds.items():
@@ -426,9 +434,18 @@ def _read_progress(path: Path) -> tuple[Progress, int]:
     for entry in fields.get("history", []):
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
             raise ValueError(f"{file}: history must hold objects with a step, got {entry!r:.100}")
+    if "best" in fields:
+        _check_best(fields["best"], file)
     if f"step-{fields.get('step', -1):08d}" != path.name:
         raise ValueError(f"{file}: step must be that of the folder's name, got {fields.get('step')}")
     return Progress(**fields), version
+
+
+def _check_best(best: dict[str, Any], file: Path) -> None:
+    kinds = {"step": int, "mean_iou": float, "weights": str}
+    is_best = best.keys() == kinds.keys() and all(isinstance(best[name], kind) for name, kind in kinds.items())
+    if not is_best or best["weights"] not in ("raw", "ema"):
+        raise ValueError(f"{file}: best must have step, mean_iou and weights (raw or ema), got {best!r:.100}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
