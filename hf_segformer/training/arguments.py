@@ -14,7 +14,7 @@ from ..data.training_samples import ON_BAD_SAMPLE
 from ..evaluation.protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
-from .losses import SegmentationLoss
+from .losses import LOSSES, SegmentationLoss
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {
@@ -120,7 +120,7 @@ class TrainArguments(DataArguments):
     )
     loss: str | None = field(
         default=None,
-        metadata={"help": "cross_entropy, ohem, focal, dice with weights, as in 'cross_entropy=1,dice=0.5'."},
+        metadata={"help": f"{', '.join(LOSSES)} with weights, as in 'cross_entropy=1,dice=0.5'."},
     )
     loss_average: str | None = field(
         default=None, metadata={"help": "all: divide by all pixels (published recipes); valid: by labelled ones."}
@@ -131,7 +131,9 @@ class TrainArguments(DataArguments):
     )
     ohem_threshold: float = field(default=0.7, metadata={"help": "ohem: probability below which a pixel is hard."})
     ohem_min_kept: int = field(default=100_000, metadata={"help": "ohem: pixels to keep of each image."})
-    focal_gamma: float = field(default=2.0, metadata={"help": "focal: exponent."})
+    focal_gamma: float = field(default=2.0, metadata={"help": "focal and smp_focal: exponent."})
+    tversky_alpha: float = field(default=0.3, metadata={"help": "tversky: weight of false positives."})
+    tversky_beta: float = field(default=0.7, metadata={"help": "tversky: weight of false negatives."})
     sync_batch_norm: bool = field(default=True, metadata={"help": "Several GPUs: BatchNorm over all of them."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "BatchNorm keeps its stored statistics."})
     mixed_precision: str | None = field(
@@ -241,6 +243,8 @@ class TrainArguments(DataArguments):
             self.ohem_threshold,
             self.ohem_min_kept,
             self.focal_gamma,
+            self.tversky_alpha,
+            self.tversky_beta,
         )
 
     def plan_batches(self, processes: int, sync_batch_norm: bool) -> BatchPlan:
