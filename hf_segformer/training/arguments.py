@@ -30,7 +30,7 @@ _FREE = {
     "report_to",
 }
 _FREE |= {"data", "pictures"}
-_FREE |= {"push_to_hub", "license", "protocol", "tta", "check", "check_seconds", "allow_outside_files"}
+_FREE |= {"push_to_hub", "license", "protocol", "tta", "boundary_iou", "check", "check_seconds", "allow_outside_files"}
 # A run that stops at a bad sample never ends, and up to there both values give the same: it goes on with "skip".
 _FREE |= {"on_bad_sample", "allow_changes", "take_over"}
 # Flags whose default is the recipe's field of the same name.
@@ -149,6 +149,7 @@ class TrainArguments(DataArguments):
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
     )
+    boundary_iou: bool = field(default=False, metadata={"help": "The last evaluation also gives the boundary IoU."})
     eval_every: int | None = field(default=None, metadata={"help": "Steps between evaluations; a quarter of the run."})
     save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..data import DrawSampler, SegmentationData, TrainingSamples, collate_samples
 from ..data.workers import Collate, ErrorsAsValues, batches_of
+from ..evaluation.findings import Findings
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
 from ..evaluation.metrics import ConfusionMatrix
 from ..evaluation.protocols import Protocol
@@ -93,7 +94,8 @@ class Run:
         """Train, evaluate, export and publish."""
         self.train()
         self.accelerator.print("evaluating ...")
-        matrix = self.evaluate(self.args.tta)
+        self.findings = Findings(self.data, self.accelerator, boundary_iou=self.args.boundary_iou)
+        matrix = self.evaluate(self.args.tta, self.findings)
         if self.accelerator.is_main_process:
             metrics = collect_metrics(self, matrix)
             write_model_folder(self, matrix, metrics)
@@ -314,7 +316,7 @@ class Run:
             bar.write(f"step {step}: mIoU {100 * metrics['mean_iou']:.2f}")
         self.last_log = (step, time.monotonic())
 
-    def evaluate(self, tta: str = "none") -> ConfusionMatrix:
+    def evaluate(self, tta: str = "none", findings: Findings | None = None) -> ConfusionMatrix:
         """Evaluate by the run's protocol."""
         return evaluate(
             self.model,
@@ -324,6 +326,7 @@ class Run:
             batch_size=self.recipe.batch_size,
             num_workers=self.args.num_workers,
             protocol=Protocol.named(self.recipe.protocol, tta),
+            findings=findings,
         )
 
     def save(self) -> None:
