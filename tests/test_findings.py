@@ -119,7 +119,7 @@ def test_scores_of_a_picture():
         ious.append((truth & predicted).sum() / (truth | predicted).sum())
     assert len(ious) == 3 and score.mean_iou == pytest.approx(np.mean(ious))
     assert score.pixel_accuracy == pytest.approx((prediction == label)[valid].mean())
-    assert (score.index, score.file_name, score.labelled_pixels) == (7, "a.png", valid.sum())
+    assert (score.row, score.file_name, score.labelled_pixels) == (7, "a.png", valid.sum())
 
 
 def test_the_worst_pictures_are_kept(tmp_path):
@@ -133,7 +133,7 @@ def test_the_worst_pictures_are_kept(tmp_path):
         scores.update(EvaluatedPicture(index + 10, "the same", prediction, label))
     labelled = sorted((score.mean_iou, index) for index, score in expected.items() if index != 3)
     (lowest, first), (_, second) = labelled[:2]
-    assert [score.index for score, _ in scores.worst] == [first, first + 10, second]
+    assert [score.row for score, _ in scores.worst] == [first, first + 10, second]
     assert scores.worst[0][0].mean_iou == lowest and np.array_equal(scores.worst[0][1], maps(first)[0])
     assert scores.mean_iou == pytest.approx(np.mean([iou for iou, _ in labelled]))
     scores.write(tmp_path / "pictures.csv")

@@ -99,7 +99,7 @@ class Findings:
                 path.unlink(missing_ok=True)
                 continue
             score, prediction = worst[place]
-            image, label = data.read_sample(rows[score.index], self.split, score.index)
+            image, label = data.read_sample(rows[score.row], self.split, score.row)
             title = f"{public_path(score.file_name)}: mIoU {_percent(score.mean_iou)}"
             panel(image, label, prediction, data.class_names, data.palette, path, title=title)
 

@@ -36,7 +36,7 @@ class EvaluationSample(NamedTuple):
     inputs: NetworkInputs
     label: np.ndarray  # integer (H, W)
     file_name: str
-    index: int  # in the split
+    row: int  # in the split
 
 
 class EvaluationBatches(Dataset):
@@ -142,16 +142,25 @@ def evaluate(
 
     def take(sample: EvaluationSample, labels: torch.Tensor) -> None:
         matrix.update(labels, torch.as_tensor(sample.label).to(accelerator.device))
-        if on_prediction is not None:
-            on_prediction(sample.file_name, labels.cpu().numpy())
-        if findings is not None:
-            maps = labels.cpu().numpy(), np.asarray(sample.label)  # the loader has made a tensor of it
-            findings.update(EvaluatedPicture(sample.index, sample.file_name, *maps))
+        _hand_on(sample, labels, on_prediction, findings)
 
     _segment_batches(model, batches, accelerator, num_workers, (window_batch_size, overlap), take)
     if findings is not None:
         findings.gather(accelerator)
     return matrix.reduce(accelerator)
+
+
+def _hand_on(
+    sample: EvaluationSample,
+    labels: torch.Tensor,
+    on_prediction: Callable[[str, np.ndarray], None] | None,
+    findings: Findings | None,
+) -> None:
+    if on_prediction is not None:
+        on_prediction(sample.file_name, labels.cpu().numpy())
+    if findings is not None:
+        maps = labels.cpu().numpy(), np.asarray(sample.label)  # the loader has made a tensor of it
+        findings.update(EvaluatedPicture(sample.row, sample.file_name, *maps))
 
 
 def _segment_batches(

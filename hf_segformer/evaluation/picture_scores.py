@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class EvaluatedPicture(NamedTuple):
     """A picture of a split, and what a model says about it."""
 
-    index: int  # in the split
+    row: int  # in the split
     file_name: str
     prediction: np.ndarray  # (H, W) class ids
     label: np.ndarray  # (H, W) class ids, or the label of pixels without a class
@@ -30,7 +30,7 @@ class EvaluatedPicture(NamedTuple):
 class PictureScore(NamedTuple):
     """Scores of a picture; nan where no pixel has a class."""
 
-    index: int
+    row: int
     file_name: str
     mean_iou: float  # over the classes of the annotation
     pixel_accuracy: float
@@ -92,7 +92,7 @@ class PictureScores:
 
 
 def _badness(entry: tuple) -> tuple[float, int]:
-    return entry[0].mean_iou, entry[0].index
+    return entry[0].mean_iou, entry[0].row
 
 
 def picture_score(picture: EvaluatedPicture, num_labels: int, ignore_index: int) -> PictureScore:
@@ -111,7 +111,7 @@ def picture_score(picture: EvaluatedPicture, num_labels: int, ignore_index: int)
     )
     present = actual > 0
     if not present.any():
-        return PictureScore(picture.index, picture.file_name, math.nan, math.nan, 0)
+        return PictureScore(picture.row, picture.file_name, math.nan, math.nan, 0)
     ious = hits[present] / (actual + predicted - hits)[present]
     accuracy = float(hits.sum() / actual.sum())
-    return PictureScore(picture.index, picture.file_name, float(ious.mean()), accuracy, int(actual.sum()))
+    return PictureScore(picture.row, picture.file_name, float(ious.mean()), accuracy, int(actual.sum()))

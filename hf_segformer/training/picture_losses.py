@@ -109,8 +109,9 @@ def smp_focal(picture: Picture, gamma: float) -> Tensor:
     # The logit of the wrong answer: sigmoid and softplus of it are 1 - p and -log p of the right one.
     wrong = picture.scores.scatter(0, target, -picture.scores.gather(0, target))
     parts = wrong.split(_CLASSES_TOGETHER)
-    weights = picture.pixel_weights
-    return torch.stack([checkpoint(_binary_focal, part, weights, gamma, use_reentrant=False) for part in parts]).sum()
+    arguments: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    losses = [checkpoint(_binary_focal, part, picture.pixel_weights, gamma, **arguments) for part in parts]
+    return torch.stack(losses).sum()
 
 
 def _binary_focal(wrong: Tensor, weights: Tensor, gamma: float) -> Tensor:
