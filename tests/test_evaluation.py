@@ -116,11 +116,12 @@ def test_confusion_matrix_of_each_protocol(name, batch_size, model, data):
 
 
 def test_number_of_processes_does_not_show(saved, folder, data, tmp_path, capsys):
-    results = {}
+    results, found = {}, {}
     for processes in (1, 3):  # test_examples.py has two
         out = tmp_path / str(processes)
         arguments = ["--model", saved, "--dataset", "folder", "--data_root", folder, "--batch_size", 2, "--protocol"]
         arguments += ["slide", "--crop_size", 64, "--overlap", "gaussian", "--output_dir", out, "--plots"]
+        arguments += ["--boundary_iou"]
         arguments += ["--save_predictions", out / "labels", "--submission", out / "server"]
         if processes == 1:
             printed = run(capsys, *arguments)
@@ -128,8 +129,14 @@ def test_number_of_processes_does_not_show(saved, folder, data, tmp_path, capsys
             printed = launch("evaluate.py", *arguments, "--num_workers", 0, processes=processes).stdout
         assert "windows 64x64, stride 48x48" in printed and "class 3" in printed and f"({IMAGES} images" in printed
         results[processes] = json.loads((out / "metrics.json").read_text())
+        found[processes] = {path.name: path.read_bytes() for path in (out / "worst").iterdir()}
+        found[processes] |= {
+            "csv": (out / "pictures.csv").read_text(),
+            "printed": printed[printed.index("mean of the") :],
+        }
         assert (out / "confusion_matrix.png").stat().st_size > 0 and (out / "per_class_iou.png").stat().st_size > 0
-    assert results[1] == results[3]
+    assert results[1] == results[3] and found[1] == found[3]
+    assert results[1]["mean_boundary_iou"] > 0 and len(found[1]) == 6 + 2
     predictions = {}
     for processes in (1, 3):
         for kind in ("labels", "server"):

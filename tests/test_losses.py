@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training losses against loops over pixels, mmsegmentation's own, and themselves in pieces."""
 
+import itertools
 import json
 
 import numpy as np
@@ -17,12 +18,14 @@ from hf_segformer.training import (
     parse_losses,
     read_class_weights,
 )
+from hf_segformer.training.losses import LOSSES
 from oracles import run_oracle
 
 K = 5
 WEIGHTS = [0.5, 2.0, 1.0, 0.0, 3.5]
-ALL = "cross_entropy=1,ohem=0.7,focal=2,dice=0.3"
-OPTIONS = {"ohem_threshold": 0.3, "ohem_min_kept": 40, "focal_gamma": 1.5}
+ALL = "cross_entropy=1,ohem=0.7,focal=2,dice=0.3,tversky=0.4,lovasz=0.6,smp_dice=0.8,smp_focal=0.2"
+OPTIONS = {"ohem_threshold": 0.3, "ohem_min_kept": 40, "focal_gamma": 1.5, "tversky_alpha": 0.2, "tversky_beta": 1.1}
+OF_PICTURES = ("dice", "tversky", "lovasz", "smp_dice")
 
 
 def sample(classes=K, images=3, height=19, width=23, ignored=True):
@@ -50,34 +53,61 @@ def pixel_by_pixel(logits, labels, name, class_weights=None, average="valid"):
         p = {(y, x): probability[image, label[y, x], y, x] for y, x in valid}
         pixels += sum(weights[label[place]] for place in valid) if average == "valid" else label.size
         images += bool(valid)
-        if name == "dice" and valid:
+        if name in OF_PICTURES and valid:
+            present = sorted({label[place] for place in valid})
+            counted = [1] if logits.shape[1] == 1 else range(len(weights))  # of segmentation-models-pytorch
             parts = []
-            for k in sorted({label[place] for place in valid}):
+            for k in present if name != "smp_dice" else counted:
                 q = np.array([probability[image, k, y, x] for y, x in valid])
                 t = np.array([label[place] == k for place in valid], float)
-                parts.append(1 - 2 * (q * t).sum() / ((q**2).sum() + (t**2).sum()))
-            total += np.mean(parts)
+                parts.append((k in present) * overlap_loss(name, q, t))
+            total += np.average(parts, weights=weights[present if name != "smp_dice" else list(counted)])
         limit = OPTIONS["ohem_threshold"]
         if valid:
             limit = max(limit, sorted(p.values())[min(OPTIONS["ohem_min_kept"], len(valid) - 1)])
-        for place in valid if name != "dice" else ():
+        for place in valid if name not in OF_PICTURES else ():
+            if name == "smp_focal" and logits.shape[1] > 1:
+                sigmoid = 1 / (1 + np.exp(-scores[image, :, place[0], place[1]]))
+                right = np.where(np.arange(len(weights)) == label[place], sigmoid, 1 - sigmoid)
+                total -= weights[label[place]] * ((1 - right) ** OPTIONS["focal_gamma"] * np.log(right)).sum()
+                continue
             if name == "ohem" and p[place] >= limit:
                 continue
-            focal = (1 - p[place]) ** OPTIONS["focal_gamma"] if name == "focal" else 1
+            focal = (1 - p[place]) ** OPTIONS["focal_gamma"] if "focal" in name else 1
             total -= weights[label[place]] * focal * np.log(p[place])
-    return total / (images if name == "dice" else pixels)
+    return total / (images if name in OF_PICTURES else pixels)
+
+
+def overlap_loss(name, q, t):
+    """Loss of one class from its probabilities and indicators."""
+    hits, alpha, beta = (q * t).sum(), OPTIONS["tversky_alpha"], OPTIONS["tversky_beta"]
+    if name == "dice":
+        return 1 - 2 * hits / ((q**2).sum() + (t**2).sum())
+    if name == "smp_dice":
+        return 1 - 2 * hits / (q.sum() + t.sum())
+    if name == "tversky":
+        return 1 - hits / (hits + alpha * (q * (1 - t)).sum() + beta * ((1 - q) * t).sum())
+    # Lovasz extension: the integral over thresholds of the Jaccard loss when all errors above the threshold are made.
+    errors = np.abs(t - q)
+    levels = np.concatenate([[0.0], np.sort(errors)])
+    total = 0.0
+    for low, high in itertools.pairwise(levels):
+        wrong = errors > low
+        inside = t == 1
+        total += (high - low) * (1 - (inside & ~wrong).sum() / (inside | wrong).sum())
+    return total
 
 
 @pytest.mark.parametrize("average", ["valid", "all"])
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", ["cross_entropy", "ohem", "focal", "dice"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_loss_pixel_by_pixel(name, class_weights, average):
     logits, labels = sample()
     loss = SegmentationLoss({name: 1.0}, average=average, class_weights=class_weights, **OPTIONS)(logits, labels)
     assert loss.item() == pytest.approx(pixel_by_pixel(logits, labels, name, class_weights, average), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "ohem", "focal", "dice"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_one_logit_is_background_and_object(name):
     logits, labels = sample(classes=1)
     loss = SegmentationLoss({name: 1.0}, **OPTIONS)(logits, labels)
@@ -104,7 +134,7 @@ def test_pieces_add_up_to_the_whole(average, class_weights):
 def test_weights_of_losses_and_names():
     logits, labels = sample()
     parts = {name: SegmentationLoss({name: 1.0}, **OPTIONS)(logits, labels) for name in parse_losses(ALL)}
-    expected = parts["cross_entropy"] + 0.7 * parts["ohem"] + 2 * parts["focal"] + 0.3 * parts["dice"]
+    expected = sum(weight * parts[name] for name, weight in parse_losses(ALL).items())
     torch.testing.assert_close(SegmentationLoss(ALL, **OPTIONS)(logits, labels), expected)
     assert parse_losses("dice, cross_entropy=2.5") == {"dice": 1.0, "cross_entropy": 2.5}
 
@@ -120,9 +150,19 @@ def test_limits():
     assert 0.9 * plain < easy < plain
 
 
+@pytest.mark.parametrize("classes", [K, 1])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_by_differences(name, classes):
+    logits, labels = sample(classes, height=5, width=6)
+    logits = logits.detach()[..., :2, :2].contiguous().requires_grad_()
+    weights = WEIGHTS if classes == K else [0.5, 2.0]
+    loss = SegmentationLoss(name, class_weights=weights, **OPTIONS | {"ohem_min_kept": 12})
+    assert torch.autograd.gradcheck(lambda logits: loss(logits, labels), logits)
+
+
 def test_perfect_prediction_has_no_loss_and_a_finite_gradient():
     labels = torch.randint(0, K, (2, 8, 8))
-    logits = (100 * F.one_hot(labels, K).movedim(3, 1).float()).requires_grad_()
+    logits = (200 * F.one_hot(labels, K).movedim(3, 1).float() - 100).requires_grad_()
     loss = SegmentationLoss(ALL, focal_gamma=0.5)(logits, labels)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
@@ -137,26 +177,70 @@ def test_nothing_but_ignored_pixels(text):
     assert loss == 0 and not gradient.any()
 
 
-def test_half_precision_logits_are_computed_in_single():
-    logits, labels = sample()
-    half = logits.detach().bfloat16()
+@pytest.mark.parametrize("classes", [K, 1])
+def test_half_precision_logits_are_computed_in_single(classes):
+    logits, labels = sample(classes)
+    half = logits.detach().bfloat16().requires_grad_()
+    single = half.detach().float().requires_grad_()
     loss = SegmentationLoss(ALL, **OPTIONS)
-    assert loss(half, labels).dtype == torch.float32
-    torch.testing.assert_close(loss(half, labels), loss(half.float(), labels))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(half, labels)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(single, labels), rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(value, half)
+    (expected,) = torch.autograd.grad(loss(single, labels), single)
+    torch.testing.assert_close(gradient, expected.bfloat16())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_second_derivatives_are_refused(name):
+    logits, labels = sample()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(SegmentationLoss(name)(logits, labels), logits, create_graph=True)
+
+
+def test_lovasz_takes_no_soft_labels():
+    logits, labels = sample(classes=1)
+    with pytest.raises(ValueError, match="integer dtype for the loss lovasz, got torch"):
+        SegmentationLoss("dice,lovasz")(logits, labels.float())
+
+
+def test_memory_does_not_grow_with_the_batch():
+    """What a loss of one picture holds is not held for all of them."""
+    logits = torch.randn(3, K, 8, 8, requires_grad=True)
+    labels = torch.randint(0, K, (3, 64, 64))
+    loss = SegmentationLoss("dice,tversky,lovasz,smp_dice,smp_focal,focal,ohem")(logits, labels)
+    saved = [node for node in _nodes(loss.grad_fn) if hasattr(node, "saved_tensors")]
+    kept = sum(tensor.numel() for node in saved for tensor in node.saved_tensors)
+    assert kept == logits.numel(), "beside the gradient at the logits' own size, something of the pixels is kept"
+
+
+def _nodes(node):
+    return [node, *(inner for parent, _ in node.next_functions if parent for inner in _nodes(parent))]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"weights": "cross_entropy,cross_entropy"}, "loss must join different ones"),
-        ({"weights": "lovasz=1"}, "loss must join different ones of cross_entropy, ohem, focal, dice"),
+        (
+            {"weights": "hinge=1"},
+            "loss must join different ones of cross_entropy, ohem, focal, dice, tversky, lovasz, ",
+        ),
+        ({"weights": "lovasz, smp_jaccard"}, "smp_dice, smp_focal by commas, got 'lovasz, smp_jaccard'"),
         ({"weights": "dice=-1"}, "loss must have weights > 0, got 'dice=-1'"),
         ({"weights": "dice=much"}, "loss must have weights > 0, got 'dice=much'"),
-        ({"weights": {"lovasz": 1.0}}, "weights must have keys among"),
+        ({"weights": {"hinge": 1.0}}, r"weights must have keys among cross_entropy, .*, got \['hinge'\]"),
         ({"average": "some"}, "average must be 'valid' or 'all', got 'some'"),
         ({"ohem_threshold": 0.0}, r"ohem_threshold must be in \(0, 1\], got 0.0"),
         ({"ohem_min_kept": 0}, "ohem_min_kept must be at least 1, got 0"),
         ({"focal_gamma": -1.0}, "focal_gamma must be at least 0, got -1.0"),
+        ({"focal_gamma": float("nan")}, "focal_gamma must be at least 0 and finite, got nan"),
+        ({"focal_gamma": float("inf")}, "focal_gamma must be at least 0 and finite, got inf"),
+        ({"tversky_alpha": 0.0}, "tversky_alpha must be > 0 and finite, got 0.0"),
+        ({"tversky_beta": -0.5}, "tversky_beta must be > 0 and finite, got -0.5"),
+        ({"tversky_beta": float("nan")}, "tversky_beta must be > 0 and finite, got nan"),
+        ({"tversky_alpha": float("inf")}, "tversky_alpha must be > 0 and finite, got inf"),
         ({"class_weights": [1.0, -1.0]}, "class_weights must be numbers >= 0"),
     ],
 )
@@ -245,40 +329,58 @@ SMP = """
 import sys
 import torch
 from torch.nn import functional as F
-from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
+from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss, TverskyLoss
 given = torch.load(sys.argv[1])
 labels = given["labels"]
 scores = F.interpolate(given["logits"], labels.shape[1:], mode="bilinear", align_corners=False)
-one = scores[:, :1].contiguous()
+one, binary = scores[:, :1].contiguous(), torch.where(labels == 255, 255, (labels > 1).long())
+pictures = [slice(i, i + 1) for i in range(len(labels)) if (labels[i] != 255).any()]
+each = lambda loss, scores, labels: torch.stack([loss(scores[i], labels[i]) for i in pictures]).mean()
+tversky = {"ignore_index": 255, "alpha": given["alpha"], "beta": given["beta"]}
+present = [labels[i][labels[i] != 255].unique().numel() for i in pictures]
 torch.save({
-    "focal": FocalLoss("multiclass", gamma=2.0)(scores, labels),
-    "dice": DiceLoss("multiclass")(scores, labels),
-    "focal of one logit": FocalLoss("binary", gamma=2.0)(one, (labels > 1).float()[:, None]),
-    "focal of a soft mask": FocalLoss("binary", gamma=2.0)(one, given["soft"][:, None]),
+    "smp_focal": FocalLoss("multiclass", gamma=1.5, ignore_index=255)(scores, labels),
+    "smp_focal of one logit": FocalLoss("binary", gamma=1.5, ignore_index=255)(one, binary[:, None].double()),
+    "focal of a soft mask": FocalLoss("binary", gamma=1.5)(one, given["soft"][:, None]),
+    "smp_dice": each(DiceLoss("multiclass", ignore_index=255), scores, labels),
+    "smp_dice of one picture": DiceLoss("multiclass", ignore_index=255)(scores[:1], labels[:1]),
+    "smp_dice of one logit": each(DiceLoss("binary", ignore_index=255), one, binary),
+    "smp_dice of a batch": DiceLoss("multiclass", ignore_index=255)(scores, labels),
+    # Its mean is over all classes, absent ones among them.
+    "tversky": torch.stack([
+        TverskyLoss("multiclass", **tversky)(scores[i], labels[i]) * scores.shape[1] / n
+        for i, n in zip(pictures, present)
+    ]).mean(),
+    "lovasz": each(LovaszLoss("multiclass", ignore_index=255), scores.float(), labels),
+    "lovasz of one logit": each(
+        LovaszLoss("multiclass", ignore_index=255), torch.cat([torch.zeros_like(one), one], 1).float(), binary
+    ),
 }, sys.argv[2])
 """
 
 
-def test_losses_of_segmentation_models_pytorch_are_others_by_definition(tmp_path):
+def test_losses_equal_those_of_segmentation_models_pytorch(tmp_path):
     logits, labels = sample()
-    logits, labels = logits.detach(), labels.where(labels != 255, 0)
+    logits = logits.detach()
     soft = torch.rand(labels.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    torch.save({"logits": logits, "labels": labels, "soft": soft}, tmp_path / "given.pth")
+    given = {"logits": logits, "labels": labels, "soft": soft}
+    torch.save(given | {"alpha": OPTIONS["tversky_alpha"], "beta": OPTIONS["tversky_beta"]}, tmp_path / "given.pth")
     run_oracle("smp", SMP, tmp_path / "given.pth", tmp_path / "result.pth")
     theirs = {name: loss.item() for name, loss in torch.load(tmp_path / "result.pth").items()}
-    focal, dice = SegmentationLoss("focal", focal_gamma=2.0), SegmentationLoss("dice")
-    assert focal(logits[:, :1], (labels > 1).long()).item() == pytest.approx(theirs["focal of one logit"], rel=1e-6)
-    assert focal(logits[:, :1], soft).item() == pytest.approx(theirs["focal of a soft mask"], rel=1e-6)
-    scores = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-    target = F.one_hot(labels, scores.shape[1]).movedim(3, 1).double()
-    binary = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
-    of_each_class = ((1 - (-binary).exp()) ** 2 * binary).mean((0, 2, 3))
-    assert theirs["focal"] == pytest.approx(of_each_class.sum().item(), rel=1e-6)
-    p = scores.softmax(1)
-    pooled = 1 - 2 * (p * target).sum((0, 2, 3)) / (p + target).sum((0, 2, 3))
-    assert theirs["dice"] == pytest.approx((pooled * target.any(3).any(2).any(0)).mean().item(), rel=1e-6)
-    assert focal(logits, labels).item() != pytest.approx(theirs["focal"], rel=0.1)
-    assert dice(logits, labels).item() != pytest.approx(theirs["dice"], rel=0.01)
+    one, binary = logits[:, :1], torch.where(labels == 255, 255, (labels > 1).long())
+
+    def ours(name, logits=logits, labels=labels):
+        return SegmentationLoss(name, **OPTIONS)(logits, labels).item()
+
+    results = {name: ours(name) for name in ("smp_focal", "smp_dice", "tversky", "lovasz")}
+    results |= {f"{name} of one logit": ours(name, one, binary) for name in ("smp_focal", "smp_dice", "lovasz")}
+    results |= {"focal of a soft mask": ours("focal", one, soft)}
+    results |= {"smp_dice of one picture": ours("smp_dice", logits[:1], labels[:1])}
+    # What is different by definition: the pictures of a batch are not pooled, and other losses have other names.
+    assert theirs.pop("smp_dice of a batch") != pytest.approx(results["smp_dice"], rel=0.01)
+    assert results == pytest.approx(theirs, rel=1e-5)  # their lovasz is in single precision
+    assert ours("focal") != pytest.approx(theirs["smp_focal"], rel=0.1)
+    assert ours("dice") != pytest.approx(theirs["smp_dice"], rel=0.01)
 
 
 # Class weights

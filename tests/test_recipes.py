@@ -193,7 +193,10 @@ def test_without_a_recipe():
         (["--seed", "-1"], "seed must be >= 0, got -1"),
         (["--warmup_steps", "1000"], r"warmup_steps must be in \[0, max_steps=1000\), got 1000"),
         (["--model", "a", "--encoder", "b"], "encoder must be left out with model"),
-        (["--loss", "hinge"], "loss must join different ones of"),
+        (["--loss", "hinge"], "loss must join different ones of .*dice, tversky, lovasz.* by commas, got 'hinge'"),
+        (["--tversky_alpha", "0"], "tversky_alpha must be > 0 and finite, got 0.0"),
+        (["--tversky_beta", "nan"], "tversky_beta must be > 0 and finite, got nan"),
+        (["--focal_gamma", "inf"], "focal_gamma must be at least 0 and finite, got inf"),
         (["--loss_average", "some"], "average must be 'valid' or 'all', got 'some'"),
         (["--protocol", "slide-1025"], "protocol must be one of .* did you mean 'slide-1024'"),
         (["--tta", "paddle"], "tta must be one of none, mmseg, nvlabs, got 'paddle'"),
@@ -208,9 +211,21 @@ def test_wrong_flags(arguments, message):
 
 def test_resuming_looks_at_what_determines_the_weights():
     base = parse("--recipe", "ade20k-b0").settings(2)
-    for flag, value in (("--tta", "mmseg"), ("--eval_every", 3), ("--output_dir", "x"), ("--data_root", "y")):
+    for flag, value in (
+        ("--tta", "mmseg"),
+        ("--eval_every", 3),
+        ("--output_dir", "x"),
+        ("--data_root", "y"),
+        ("--boundary_iou", "true"),
+    ):
         assert parse("--recipe", "ade20k-b0", flag, value).settings(2) == base, flag
-    for flag, value in (("--loss", "dice"), ("--recipe_flavor", "nvlabs"), ("--encoder", "x"), ("--seed", 1)):
+    for flag, value in (
+        ("--loss", "dice"),
+        ("--tversky_beta", 0.5),
+        ("--recipe_flavor", "nvlabs"),
+        ("--encoder", "x"),
+        ("--seed", 1),
+    ):
         assert parse("--recipe", "ade20k-b0", flag, value).settings(2) != base, flag
     assert json.loads(json.dumps(base)) == base
 

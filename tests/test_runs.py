@@ -247,7 +247,7 @@ def test_nothing_spoilt_is_saved_evaluated_or_exported(run, tmp_path, step, what
         run(
             *["--max_steps", 8, "--output_dir", tmp_path, *every],
             take_step=poison(step, what, value),
-            evaluate=lambda evaluate: lambda run, *tta: (seen.append(run.model), evaluate(run, *tta))[1],
+            evaluate=lambda evaluate: lambda run, **how: (seen.append(run.model), evaluate(run, **how))[1],
         )
     check_states(tmp_path, saved)
     assert len(seen) == (step - 1) // 3, "a spoilt model was evaluated"

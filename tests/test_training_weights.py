@@ -75,8 +75,8 @@ def recording(kept):
     """Replaces `Run.evaluate` by one that appends step, kind of weights, weights and mIoU of each evaluation."""
 
     def make(evaluate):
-        def recorded(run, tta="none", model=None):
-            matrix = evaluate(run, tta, model)
+        def recorded(run, model=None, **how):
+            matrix = evaluate(run, model, **how)
             kind = "raw" if model in (None, run.model) else "ema"
             weights = {name: tensor.clone() for name, tensor in (model or run.model).state_dict().items()}
             kept.append((run.progress.step, kind, weights, matrix.compute()["mean_iou"]))

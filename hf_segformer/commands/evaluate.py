@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data import DataArguments, SegmentationData
+from ..evaluation.findings import Findings
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
 from ..evaluation.metrics import ConfusionMatrix, write_metrics
 from ..evaluation.protocols import ProtocolArguments
@@ -36,9 +37,13 @@ class EvaluateArguments(ProtocolArguments, DataArguments):
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
     split: str = field(default="validation", metadata={"help": "validation or train."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "Where metrics.json goes; the current folder if left out."}
+        default=None,
+        metadata={"help": "Where metrics.json, pictures.csv and worst/ go; the current folder if left out."},
     )
     plots: bool = field(default=False, metadata={"help": "Also draw per_class_iou.png and confusion_matrix.png."})
+    boundary_iou: bool = field(
+        default=False, metadata={"help": "Also the boundary IoU: that of the pixels near the outlines of classes."}
+    )
     save_predictions: str | None = field(
         default=None, metadata={"help": "Folder for the label maps, as PNGs of class ids in the data set's colours."}
     )
@@ -116,13 +121,17 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
 
     started = time.monotonic()
     files = PredictionFiles(args, data) if args.save_predictions or args.submission else None
-    matrix = matrix_of(on_prediction=files)
-    metrics = matrix.compute() | {"class_names": list(data.class_names), "images": len(getattr(data, args.split))}
+    findings = Findings(data, accelerator, args.split, args.boundary_iou)
+    matrix = matrix_of(on_prediction=files, findings=findings)
+    metrics = matrix.compute(dice=True) | findings.metrics()
+    metrics |= {"class_names": list(data.class_names), "images": len(getattr(data, args.split))}
     source = without_paths({"model": args.model, "dataset": data.name})
     metrics |= source | {"split": args.split, "protocol": asdict(protocol)}
     metrics["mixed_precision"] = accelerator.mixed_precision
     if accelerator.is_main_process:
         report(args, data, matrix, metrics, time.monotonic() - started, protocol.describe())
+        findings.write(Path(args.output_dir or "."))
+        print(findings.report())
     scores: dict[str, dict[int, float]] = {}
     for corruption in corruptions:
         score = matrix_of(change_image=corruption).compute()["mean_iou"]
@@ -151,8 +160,8 @@ def report(
     print(f"{matrix.table(data.class_names)}\n\nprotocol {args.protocol}: {protocol}")
     print(
         f"mIoU {100 * metrics['mean_iou']:.2f}  mAcc {100 * metrics['mean_accuracy']:.2f}  "
-        f"aAcc {100 * metrics['overall_accuracy']:.2f}  ({metrics['images']} images, "
-        f"{seconds:.1f} s; written to {folder / 'metrics.json'})"
+        f"aAcc {100 * metrics['overall_accuracy']:.2f}  mDice (F1) {100 * metrics['mean_dice']:.2f}  "
+        f"({metrics['images']} images, {seconds:.1f} s; written to {folder / 'metrics.json'})"
     )
 
 

@@ -18,12 +18,14 @@ from ..data.workers import ErrorsAsValues, batches_of, cores_of_this_process
 from ..texts import listed
 from .inference import NetworkInputs, inference_of, prepare_inputs, segment_inputs
 from .metrics import ConfusionMatrix
+from .picture_scores import EvaluatedPicture
 from .protocols import Protocol
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..image_processing_segformer import SegformerImageProcessor
+    from .findings import Findings
 
 ImageChange = Callable[[np.ndarray, int], np.ndarray]
 
@@ -34,6 +36,7 @@ class EvaluationSample(NamedTuple):
     inputs: NetworkInputs
     label: np.ndarray  # integer (H, W)
     file_name: str
+    row: int  # in the split
 
 
 class EvaluationBatches(Dataset):
@@ -83,7 +86,7 @@ class EvaluationBatches(Dataset):
         if self.change_image is not None:
             image = self.change_image(image, index)
         inputs = prepare_inputs(self.image_processor, image, self.protocol)
-        return EvaluationSample(inputs, label, self._rows[index].get("file_name") or f"{index}")
+        return EvaluationSample(inputs, label, self._rows[index].get("file_name") or f"{index}", index)
 
 
 def evaluate(
@@ -100,6 +103,7 @@ def evaluate(
     overlap: str = "mean",
     change_image: ImageChange | None = None,
     on_prediction: Callable[[str, np.ndarray], None] | None = None,
+    findings: Findings | None = None,
 ) -> ConfusionMatrix:
     """Confusion matrix of a model over a split, each image at the size of its annotation.
 
@@ -121,6 +125,7 @@ def evaluate(
         overlap: How overlapping windows are merged, see there.
         change_image: Picklable function of (image uint8 (H, W, 3), index in the split) that is applied first.
         on_prediction: Called with each image's file name and label map (H, W), in the process that made it.
+        findings: Takes each image in the process that evaluates it, and is put together over all processes.
 
     Returns:
         Confusion matrix over all processes.
@@ -129,27 +134,57 @@ def evaluate(
         ValueError: Model and data set differ in their classes, the split is streamed, or a sample is unreadable.
         FloatingPointError: A score is not finite.
     """
-    from tqdm.auto import tqdm
-
     check_classes(model, data)
     _share_buffers(model, accelerator)
     protocol = protocol or Protocol.named("processor")
     batches = EvaluationBatches(data, image_processor, protocol, split, batch_size, change_image)
+    matrix = ConfusionMatrix(data.num_classes, data.ignore_index, accelerator.device)
+
+    def take(sample: EvaluationSample, labels: torch.Tensor) -> None:
+        matrix.update(labels, torch.as_tensor(sample.label).to(accelerator.device))
+        _hand_on(sample, labels, on_prediction, findings)
+
+    _segment_batches(model, batches, accelerator, num_workers, (window_batch_size, overlap), take)
+    if findings is not None:
+        findings.gather(accelerator)
+    return matrix.reduce(accelerator)
+
+
+def _hand_on(
+    sample: EvaluationSample,
+    labels: torch.Tensor,
+    on_prediction: Callable[[str, np.ndarray], None] | None,
+    findings: Findings | None,
+) -> None:
+    if on_prediction is not None:
+        on_prediction(sample.file_name, labels.cpu().numpy())
+    if findings is not None:
+        maps = labels.cpu().numpy(), np.asarray(sample.label)  # the loader has made a tensor of it
+        findings.update(EvaluatedPicture(sample.row, sample.file_name, *maps))
+
+
+def _segment_batches(
+    model: nn.Module,
+    batches: EvaluationBatches,
+    accelerator: Accelerator,
+    num_workers: int,
+    windows: tuple[int | None, str],
+    take: Callable[[EvaluationSample, torch.Tensor], None],
+) -> None:
+    """Segment this process's batches, and hand on each sample with its label map (H, W) on the device."""
+    from tqdm.auto import tqdm
+
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     loader = DataLoader(ErrorsAsValues(batches), batch_size=None, sampler=mine, num_workers=num_workers)
     scores = _FiniteScores(model)
-    matrix = ConfusionMatrix(data.num_classes, data.ignore_index, accelerator.device)
     shown = {"desc": "evaluating", "unit": "batch", "leave": False, "total": len(mine)}
     with inference_of(model), accelerator.autocast(), scores:
         for samples in tqdm(batches_of(loader), **shown, disable=not accelerator.is_local_main_process):
             inputs = [sample.inputs for sample in samples]
-            results = segment_inputs(model, inputs, protocol, False, window_batch_size, overlap)
+            results = segment_inputs(model, inputs, batches.protocol, False, *windows)
             for sample, result in zip(samples, results, strict=True):
-                matrix.update(result.labels, torch.as_tensor(sample.label).to(accelerator.device))
-                if on_prediction is not None:
-                    on_prediction(sample.file_name, result.labels.cpu().numpy())
+                take(sample, result.labels)
     scores.check(accelerator)
-    return matrix.reduce(accelerator)
 
 
 class _FiniteScores:

@@ -20,7 +20,7 @@ from .best import EXPORTS
 from .ema import check_decay
 from .freezing import stages_to_freeze
 from .lora import check_lora
-from .losses import SegmentationLoss
+from .losses import LOSSES, SegmentationLoss
 from .stopping import EVALUATIONS_PER_PATIENCE, EarlyStopping
 
 # Flags that change nothing about the weights a run ends with.
@@ -37,7 +37,7 @@ _FREE = {
     "report_to",
 }
 _FREE |= {"data", "pictures"}
-_FREE |= {"push_to_hub", "license", "protocol", "tta", "check", "check_seconds", "allow_outside_files"}
+_FREE |= {"push_to_hub", "license", "protocol", "tta", "boundary_iou", "check", "check_seconds", "allow_outside_files"}
 # A run that stops at a bad sample never ends, and up to there both values give the same: it goes on with "skip".
 _FREE |= {"on_bad_sample", "allow_changes", "take_over"}
 # States keep the best weights beside the last, so either may be exported later.
@@ -152,7 +152,7 @@ class TrainArguments(DataArguments):
     )
     loss: str | None = field(
         default=None,
-        metadata={"help": "cross_entropy, ohem, focal, dice with weights, as in 'cross_entropy=1,dice=0.5'."},
+        metadata={"help": f"{', '.join(LOSSES)} with weights, as in 'cross_entropy=1,dice=0.5'."},
     )
     loss_average: str | None = field(
         default=None, metadata={"help": "all: divide by all pixels (published recipes); valid: by labelled ones."}
@@ -163,7 +163,9 @@ class TrainArguments(DataArguments):
     )
     ohem_threshold: float = field(default=0.7, metadata={"help": "ohem: probability below which a pixel is hard."})
     ohem_min_kept: int = field(default=100_000, metadata={"help": "ohem: pixels to keep of each image."})
-    focal_gamma: float = field(default=2.0, metadata={"help": "focal: exponent."})
+    focal_gamma: float = field(default=2.0, metadata={"help": "focal and smp_focal: exponent."})
+    tversky_alpha: float = field(default=0.3, metadata={"help": "tversky: weight of false positives."})
+    tversky_beta: float = field(default=0.7, metadata={"help": "tversky: weight of false negatives."})
     sync_batch_norm: bool = field(default=True, metadata={"help": "Several GPUs: BatchNorm over all of them."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "BatchNorm keeps its stored statistics."})
     mixed_precision: str | None = field(
@@ -179,6 +181,7 @@ class TrainArguments(DataArguments):
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
     )
+    boundary_iou: bool = field(default=False, metadata={"help": "The last evaluation also gives the boundary IoU."})
     eval_every: int | None = field(
         default=None, metadata={"help": "Steps between evaluations; a quarter of the run, more often with patience."}
     )
@@ -338,6 +341,8 @@ class TrainArguments(DataArguments):
             self.ohem_threshold,
             self.ohem_min_kept,
             self.focal_gamma,
+            self.tversky_alpha,
+            self.tversky_beta,
         )
 
     def plan_batches(self, processes: int, sync_batch_norm: bool) -> BatchPlan:

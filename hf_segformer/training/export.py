@@ -35,7 +35,7 @@ def collect_metrics(run: Run, matrix: ConfusionMatrix) -> dict[str, Any]:
         run: Run that has taken all its steps.
         matrix: Evaluation of what is exported.
     """
-    data, progress, metrics = run.data, run.progress, matrix.compute()
+    data, progress, metrics = run.data, run.progress, matrix.compute(dice=True) | run.findings.metrics()
     ious = dict(zip(data.class_names, metrics["per_category_iou"], strict=True))
     if data.thin_classes:
         thin = [ious[name] for name in data.thin_classes]
@@ -78,6 +78,7 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
                 replace_path(path, target)
+    run.findings.write(output_dir)
 
 
 def _card(run: Run, metrics: dict[str, Any], table: str, picture: str) -> str:
@@ -128,7 +129,7 @@ def draw_pictures(run: Run, folder: Path) -> list[str]:
 def print_summary(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any]) -> None:
     """Print the results, and how to go on."""
     recipe, folder = run.recipe, run.args.output_dir
-    print(f"\n{matrix.table(run.data.class_names)}\n")
+    print(f"\n{matrix.table(run.data.class_names)}\n\n{run.findings.report()}")
     if metrics["bad_samples"]:
         print(f"{metrics['bad_samples']} samples were passed over and replaced by others; recipe.json lists them")
     if "mean_iou_thin_classes" in metrics:
@@ -140,8 +141,9 @@ def print_summary(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any]) ->
         print(f"stopped after {metrics['steps_taken']} of {recipe.max_steps} steps: patience={run.args.patience}")
     print(f"exported weights: {run.exported.describe(metrics['steps_taken'])}")
     print(
-        f"mIoU {100 * metrics['mean_iou']:.2f} after {metrics['step']} steps, {metrics['seconds']:.0f} s. "
-        f"Everything is in {folder}/: look at overlays/ and learning_curve.png.\n\n"
+        f"mIoU {100 * metrics['mean_iou']:.2f}, mDice (F1) {100 * metrics['mean_dice']:.2f} "
+        f"after {metrics['step']} steps, {metrics['seconds']:.0f} s. "
+        f"Everything is in {folder}/: look at worst/, overlays/ and learning_curve.png.\n\n"
         f"Use it:\n"
         f"    import hf_segformer\n"
         f"    from transformers import pipeline\n"

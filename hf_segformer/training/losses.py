@@ -5,7 +5,8 @@
 Every loss here is a sum over pixels or images divided by a number that depends on the labels alone. So a step can add
 up the numbers of all its pieces before its first forward pass, and each piece contributes exactly its share, however
 the step is cut. Libraries with such losses (segmentation-models-pytorch, MONAI) return means over the batch at hand,
-which do not add up, and bring torchvision or more with them; in terms of PyTorch each loss is a few lines.
+which do not add up, and bring torchvision or more with them; in terms of PyTorch each loss is a few lines, in
+`picture_losses`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
+from ..scores.bilinear import compute_dtype
 from ..scores.cross_entropy import upsample_cross_entropy_sum
 from ..scores.targets import check_label_dtype, check_labels, weight_of
+from . import picture_losses
 from .class_weights import check_class_weights
 
-LOSSES = ("cross_entropy", "ohem", "focal", "dice")
+LOSSES = ("cross_entropy", "ohem", "focal", "dice", "tversky", "lovasz", "smp_dice", "smp_focal")
+_OF_PICTURES = ("dice", "tversky", "lovasz", "smp_dice")  # the others are means over pixels
 
 
 def count_pixels(labels: torch.Tensor, ignore_index: int = 255, average: str = "valid") -> torch.Tensor:
@@ -95,14 +98,25 @@ class SegmentationLoss:
     | cross_entropy | valid pixels | -w log p | pixels (see `average`) |
     | ohem | hard pixels: p < `ohem_threshold`, or among the `ohem_min_kept` of lowest p | -w log p | pixels |
     | focal | valid pixels | -w (1 - p)^gamma log p | pixels |
-    | dice | images | 1 - 2 sum(q t) / (sum(q^2) + sum(t^2)), mean over the classes present | images with a class |
+    | smp_focal | valid pixels | w sum over the classes of -(1 - s)^gamma log s | pixels |
+    | dice | images | 1 - 2 sum(q t) / (sum(q^2) + sum(t^2)), mean over the classes present | images |
+    | tversky | images | 1 - TP / (TP + alpha FP + beta FN), mean over the classes present | images |
+    | lovasz | images | Lovasz extension of 1 - IoU at the errors of q, mean over the classes present | images |
+    | smp_dice | images | 1 - 2 sum(q t) / (sum(q) + sum(t)), 0 for absent classes, mean over all | images |
 
-    q is the probability of a class and t its indicator, over the valid pixels of one image. Hard pixels are chosen,
-    and overlaps measured, image by image, so that an image's loss does not depend on the others of its batch. That
-    differs from implementations that pool a whole batch: their losses cannot be added up from micro-batches.
+    q is the probability of a class and t its indicator, over the valid pixels of one image; TP is sum(q t), FP is
+    sum(q (1 - t)), FN is sum((1 - q) t). Means over classes are weighted by w; images without a pixel of weight
+    above 0 do not count. Hard pixels are chosen, and overlaps measured, image by image, so that an image's loss does
+    not depend on the others of its batch. That differs from implementations that pool a whole batch: their losses
+    cannot be added up from micro-batches.
 
-    With one logit a label may be a float in [0, 1]: log p is then the mean over its two classes, w likewise, and t is
-    the label itself.
+    The last two give the numbers of segmentation-models-pytorch: `smp_focal` those of `FocalLoss` (of several classes
+    it is binary, with s the sigmoid of the class's own logit, or 1 minus it where it is not the truth), `smp_dice`
+    those of `DiceLoss` for batches of one image, and their mean for more, where `DiceLoss` itself would pool them.
+
+    With one logit there are two classes, whose overlaps both count; in the losses of segmentation-models-pytorch the
+    object alone does. A label may then be a float in [0, 1], but for lovasz: log p is the mean over the two classes, w
+    likewise, and t is the label itself.
 
     Args:
         weights: Weight of each loss, see `parse_losses`, or the text that it reads.
@@ -112,13 +126,16 @@ class SegmentationLoss:
         class_weights: Weight of each of the K classes (one logit: of labels 0 and 1), at least 0.
         ohem_threshold: Probability below which a pixel is hard, in (0, 1].
         ohem_min_kept: Pixels to keep of each image, at least 1.
-        focal_gamma: Exponent of the focal loss, at least 0; 0 is cross-entropy.
+        focal_gamma: Exponent of the focal losses, at least 0; 0 is cross-entropy.
+        tversky_alpha: Weight of false positives, above 0.
+        tversky_beta: Weight of false negatives, above 0; the larger one costs more.
 
     Raises:
         ValueError: An argument is out of range.
 
     Source: OHEM arXiv 1604.03540 (as in mmsegmentation's `OHEMPixelSampler`, by image); focal loss arXiv 1708.02002,
-    over the softmax; Dice loss arXiv 1606.04797.
+    over the softmax; Dice loss arXiv 1606.04797; Tversky loss arXiv 1706.05721 and its weights; Lovasz-Softmax loss
+    arXiv 1705.08790, for one logit too.
     """
 
     def __init__(
@@ -130,6 +147,8 @@ class SegmentationLoss:
         ohem_threshold: float = 0.7,
         ohem_min_kept: int = 100_000,
         focal_gamma: float = 2.0,
+        tversky_alpha: float = 0.3,
+        tversky_beta: float = 0.7,
     ):
         self.weights = parse_losses(weights) if isinstance(weights, str) else weights
         if unknown := set(self.weights) - set(LOSSES):
@@ -140,12 +159,22 @@ class SegmentationLoss:
             raise ValueError(f"ohem_threshold must be in (0, 1], got {ohem_threshold}")
         if ohem_min_kept < 1:
             raise ValueError(f"ohem_min_kept must be at least 1, got {ohem_min_kept}")
-        if focal_gamma < 0:
-            raise ValueError(f"focal_gamma must be at least 0, got {focal_gamma}")
+        if not 0 <= focal_gamma < float("inf"):
+            raise ValueError(
+                f"focal_gamma must be at least 0{'' if focal_gamma < 0 else ' and finite'}, got {focal_gamma}"
+            )
+        for name, value in (("tversky_alpha", tversky_alpha), ("tversky_beta", tversky_beta)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be > 0 and finite, got {value}")
         checked = None if class_weights is None else check_class_weights(class_weights)
         self.class_weights = None if checked is None else torch.tensor(checked, dtype=torch.float32)
-        self.ignore_index, self.average, self.focal_gamma = ignore_index, average, focal_gamma
-        self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
+        self.ignore_index, self.average = ignore_index, average
+        self.options = {
+            "ohem": (ohem_threshold, ohem_min_kept),
+            "focal": (focal_gamma,),
+            "smp_focal": (focal_gamma,),
+            "tversky": (tversky_alpha, tversky_beta),
+        }
 
     def counts(self, labels: torch.Tensor) -> torch.Tensor:
         """What each loss's sum is divided by, to be added up over all pieces of a step.
@@ -156,13 +185,14 @@ class SegmentationLoss:
         Returns:
             (number of losses,) floating point, on the device of `labels`.
         """
+        weights = self._pixel_weights(labels)
         if self.average == "valid" and self.class_weights is not None:
-            pixels = self._pixel_weights(labels).sum()
+            pixels = weights.sum()
         else:
             pixels = count_pixels(labels, self.ignore_index, self.average)
-        images = (labels != self.ignore_index).flatten(1).any(1).sum()
+        images = (weights > 0).flatten(1).any(1).sum()
         dtype = torch.float32 if labels.device.type == "mps" else torch.float64
-        return torch.stack([(images if name == "dice" else pixels).to(dtype) for name in self.weights])
+        return torch.stack([(images if name in _OF_PICTURES else pixels).to(dtype) for name in self.weights])
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
         """This piece's share of the step's loss.
@@ -176,8 +206,8 @@ class SegmentationLoss:
             Scalar, float32 or wider; the shares of all pieces add up to the loss.
 
         Raises:
-            ValueError: A label is no class (looked at on a CPU), or `class_weights` has another number of classes than
-                `logits`.
+            ValueError: A label is no class (looked at on a CPU) or, with lovasz, no integer, or `class_weights` has
+                another number of classes than `logits`.
         """
         if self.class_weights is not None and len(self.class_weights) != max(logits.shape[1], 2):
             raise ValueError(
@@ -185,17 +215,39 @@ class SegmentationLoss:
                 f"{len(self.class_weights)}"
             )
         check_label_dtype(labels, logits.shape[1])
+        if "lovasz" in self.weights and labels.is_floating_point():
+            raise ValueError(f"labels must be of an integer dtype for the loss lovasz, got {labels.dtype}")
         if labels.device.type == "cpu":
             check_labels(labels, logits.shape[1], self.ignore_index)
         counts = self.counts(labels) if counts is None else counts
-        divisors = torch.where(counts > 0, counts, 1)
-        scores = None
-        if set(self.weights) != {"cross_entropy"}:
-            scores = _log_probabilities(logits, labels)
-        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        for (name, weight), divisor in zip(self.weights.items(), divisors, strict=True):
-            total = total + getattr(self, f"_{name}")(logits, labels, scores) * (weight / divisor).to(total.dtype)
-        return total
+        shares = {
+            name: weight / divisor
+            for (name, weight), divisor in zip(self.weights.items(), torch.where(counts > 0, counts, 1), strict=True)
+        }
+        total = logits.new_zeros((), dtype=compute_dtype(logits))
+        if "cross_entropy" in shares:
+            weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+            share = shares.pop("cross_entropy").to(total)
+            total = total + share * cross_entropy_sum(logits, labels, self.ignore_index, weights)
+        return total + self._of_pictures(logits, labels, shares) if shares else total
+
+    def _of_pictures(
+        self, logits: torch.Tensor, labels: torch.Tensor, shares: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Sum of the losses of all images, each times its share."""
+        valid, pixel_weights = labels != self.ignore_index, self._pixel_weights(labels)
+
+        def loss_of(piece: torch.Tensor, index: int) -> torch.Tensor:
+            picture = picture_losses.upsampled(
+                piece, labels[index], valid[index], pixel_weights[index], self.class_weights
+            )
+            losses = (
+                getattr(picture_losses, name)(picture, *self.options.get(name, ())) * share.to(piece)
+                for name, share in shares.items()
+            )
+            return torch.stack(list(losses)).sum()
+
+        return picture_losses.sum_over_pictures(logits, loss_of)
 
     def _pixel_weights(self, labels: torch.Tensor) -> torch.Tensor:
         """Weight of each pixel's class, 0 where it is ignored; (B, H, W)."""
@@ -203,53 +255,3 @@ class SegmentationLoss:
         if self.class_weights is None:
             return valid.float()
         return weight_of(labels * valid, self.class_weights.to(labels.device)) * valid
-
-    def _of_target(self, log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Logarithm of the probability of each pixel's class, of class 0 where it is ignored; (B, H, W)."""
-        target = labels * (labels != self.ignore_index)
-        if target.is_floating_point():
-            low, high = log_probabilities.unbind(1)
-            return torch.lerp(low, high, target.to(log_probabilities))
-        return log_probabilities.gather(1, target[:, None])[:, 0]
-
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        return cross_entropy_sum(logits, labels, self.ignore_index, weights)
-
-    def _focal(self, _: torch.Tensor, labels: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-        log_p = self._of_target(log_probabilities, labels)
-        # 1 - p, which has no gradient where p is 1 and gamma below 1.
-        rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
-        return -(self._pixel_weights(labels) * rest**self.focal_gamma * log_p).sum()
-
-    def _ohem(self, _: torch.Tensor, labels: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-        log_p = self._of_target(log_probabilities, labels)
-        valid = (labels != self.ignore_index).flatten(1)
-        probability = log_p.detach().exp().flatten(1).masked_fill(~valid, float("inf"))
-        last = (valid.sum(1) - 1).clamp(min=0, max=self.ohem_min_kept)[:, None]
-        lowest = probability.sort(dim=1).values.gather(1, last)
-        hard = (probability < lowest.clamp(min=self.ohem_threshold)) & valid
-        return -(self._pixel_weights(labels) * hard.view_as(labels) * log_p).sum()
-
-    def _dice(self, _: torch.Tensor, labels: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-        valid = labels != self.ignore_index
-        classes = log_probabilities.shape[1]
-        probability = log_probabilities.exp() * valid[:, None]
-        if labels.is_floating_point():
-            target = torch.stack([1 - labels, labels], 1).to(probability) * valid[:, None]
-        else:
-            target = (F.one_hot(labels * valid, classes) * valid[..., None]).movedim(3, 1).to(probability.dtype)
-        overlap = (probability * target).sum((2, 3))
-        size = (target**2).sum((2, 3))
-        loss = 1 - 2 * overlap / ((probability**2).sum((2, 3)) + size).clamp(min=torch.finfo(size.dtype).tiny)
-        present = (size > 0).to(loss.dtype)
-        return ((loss * present).sum(1) / present.sum(1).clamp(min=1)).sum()
-
-
-def _log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B, K, H, W) at the labels' size; one logit is taken as two classes, background and object."""
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = F.interpolate(scores, size=labels.shape[1:], mode="bilinear", align_corners=False)
-    if scores.shape[1] == 1:
-        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
-    return scores.log_softmax(dim=1)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..data import DrawSampler, SegmentationData, TrainingSamples, collate_samples
 from ..data.workers import Collate, ErrorsAsValues, batches_of
+from ..evaluation.findings import Findings
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
 from ..evaluation.metrics import ConfusionMatrix
 from ..evaluation.protocols import Protocol
@@ -86,7 +87,9 @@ class Run:
         self.average = None if args.ema is None else averaged_model(self.model, args.ema)
         self.loss_function = self.build_loss()
         self.best, self.stopping = BestWeights(), EarlyStopping(args.patience, args.min_delta)
-        self.evaluated: dict[str, ConfusionMatrix] = {}  # after the last step, by kind of weights
+        self.evaluated: dict[
+            str, tuple[ConfusionMatrix, Findings | None]
+        ] = {}  # after the last step, by kind of weights
         self.progress = self.restore()
         self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(self.model, self.optimizer)
         self.start_trackers()
@@ -108,7 +111,7 @@ class Run:
     def complete(self) -> None:
         """Train, evaluate, export and publish."""
         self.train()
-        matrix = self.evaluate_exported()
+        matrix, self.findings = self.evaluate_exported()
         if self.accelerator.is_main_process:
             metrics = collect_metrics(self, matrix)
             write_model_folder(self, matrix, metrics)
@@ -355,8 +358,12 @@ class Run:
         models: dict[str, nn.Module] = {"raw": self.model}
         if self.average is not None:
             models["ema"] = self.average.module
-        self.evaluated = {kind: self.evaluate("none", model) for kind, model in models.items()}
-        metrics = {kind: matrix.compute() for kind, matrix in self.evaluated.items()}
+        finished = step == self.recipe.max_steps  # or stopped early: then what is exported is evaluated once more
+        findings = {kind: self.make_findings() if finished else None for kind in models}
+        self.evaluated = {
+            kind: (self.evaluate(model, findings=findings[kind]), findings[kind]) for kind, model in models.items()
+        }
+        metrics = {kind: matrix.compute() for kind, (matrix, _) in self.evaluated.items()}
         (scores,) = broadcast_object_list([{kind: found["mean_iou"] for kind, found in metrics.items()}])
         self.best.offer(self.progress, scores, models)
         logged = {"mean_iou" if kind == "raw" else f"mean_iou_{kind}": score for kind, score in scores.items()}
@@ -367,7 +374,9 @@ class Run:
             bar.write(f"step {step}: mIoU {100 * scores['raw']:.2f}{average}")
         self.last_log = (step, time.monotonic())
 
-    def evaluate(self, tta: str = "none", model: nn.Module | None = None) -> ConfusionMatrix:
+    def evaluate(
+        self, model: nn.Module | None = None, tta: str = "none", findings: Findings | None = None
+    ) -> ConfusionMatrix:
         """Evaluate the run's model, or another, by the run's protocol."""
         return evaluate(
             self.model if model is None else model,
@@ -377,6 +386,7 @@ class Run:
             batch_size=self.recipe.batch_size,
             num_workers=self.args.num_workers,
             protocol=Protocol.named(self.recipe.protocol, tta),
+            findings=findings,
         )
 
     def save(self) -> None:
@@ -395,7 +405,11 @@ class Run:
 
     # ---- the end
 
-    def evaluate_exported(self) -> ConfusionMatrix:
+    def make_findings(self) -> Findings:
+        """What collects the findings of the last evaluation."""
+        return Findings(self.data, self.accelerator, boundary_iou=self.args.boundary_iou)
+
+    def evaluate_exported(self) -> tuple[ConfusionMatrix, Findings]:
         """Make the run's model what is exported, an adapter merged into it, and evaluate that."""
         chosen = self.exported = Exported.chosen(str(self.args.export), self.progress)
         if chosen.export == "best":
@@ -405,10 +419,12 @@ class Run:
             self.model.load_state_dict(self.average.module.state_dict())
         self.adapter_weights = None if self.adapter is None else merge_adapter(self.adapter)
         is_known = chosen.step == self.progress.step and self.args.tta == "none" and self.adapter is None
-        if is_known and chosen.weights in self.evaluated:
-            return self.evaluated[chosen.weights]
-        self.accelerator.print("evaluating ...")
-        return self.evaluate(self.args.tta)
+        matrix, findings = self.evaluated.get(chosen.weights, (None, None)) if is_known else (None, None)
+        if matrix is None or findings is None:
+            self.accelerator.print("evaluating ...")
+            findings = self.make_findings()
+            matrix = self.evaluate(tta=self.args.tta, findings=findings)
+        return matrix, findings
 
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
