@@ -15,6 +15,7 @@ from ..evaluation.protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
 from .losses import SegmentationLoss
+from .trackers import tracker_names
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {
@@ -165,7 +166,10 @@ class TrainArguments(DataArguments):
     )
     push_to_hub: str | None = field(default=None, metadata={"help": "Repository owner/name to publish the result in."})
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
-    report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
+    report_to: str | None = field(
+        default=None,
+        metadata={"help": "Trackers known to Accelerate, as in tensorboard,wandb; all takes those installed."},
+    )
 
     def __post_init__(self) -> None:
         if self.recipe == "list":  # a question, not a run
@@ -221,6 +225,7 @@ class TrainArguments(DataArguments):
         self.require_known_check()
         if self.model and self.encoder:
             raise ValueError(f"encoder must be left out with model, which has one, got {self.encoder!r}")
+        tracker_names(self.report_to)
         self.build_loss()
         assert self.protocol is not None
         Protocol.named(self.protocol, self.tta)
