@@ -89,7 +89,7 @@ class ProgressLine:
         """Write a line to the log alone."""
         if self.log_file is not None:
             with open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
-                print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=file)
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), one_line(text, 4000), file=file)
 
     def log_passed_over(self, bad_samples: Sequence[dict[str, Any]]) -> None:
         """Log the samples of a list that is longer than at the last call."""
@@ -148,5 +148,5 @@ def log_start(run: Run) -> None:
     """Log what is run, by what, and from which step on."""
     line, step = run.line, run.progress.step
     command = shlex.join(map(str, run.command_line))
-    line.log(f"{'resumed at step ' + str(step) if step else 'started'}: {one_line(command, 4000)}".rstrip(": "))
+    line.log(f"{'resumed at step ' + str(step) if step else 'started'}: {command}".rstrip(": "))
     line.log(", ".join(f"{name} {version}" for name, version in versions().items()))

@@ -187,7 +187,7 @@ class Run:
             name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
             for name, value in self.progress.settings.items()
         }
-        return Trackers(self.accelerator, self.folder, plain, self.progress.step)
+        return Trackers(self.accelerator, self.folder, plain, self.progress.step, self.progress.history)
 
     def progress_line(self) -> ProgressLine:
         """Steps taken and to take, shown and logged by the main process."""
@@ -384,7 +384,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.deterministic)]
     accelerator = make_accelerator(
         args.mixed_precision,
-        log_with=tracker_names(args.report_to),
+        log_with=tracker_names(args.report_to) or None,
         project_dir=args.output_dir or "runs",
         kwargs_handlers=handlers,
     )

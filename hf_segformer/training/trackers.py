@@ -79,12 +79,20 @@ class Trackers:
         folder: The run's folder; wandb's id of the run is kept in it.
         config: Settings of the run, plain values.
         step: Steps taken so far; 0 is a new run.
+        history: What was logged up to there.
 
     Raises:
         ValueError: A tracker cannot start, or the id that was kept is damaged. Raised in all processes.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, config: Mapping[str, Any], step: int = 0):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        config: Mapping[str, Any],
+        step: int = 0,
+        history: Sequence[Mapping[str, Any]] = (),
+    ):
         self.accelerator, self._told_before = accelerator, {"wandb": -1}
         if not accelerator.log_with:
             return
@@ -95,6 +103,7 @@ class Trackers:
             outside: tuple[type[BaseException], ...] = (ImportError, *_wandb_errors(self.names))
             try:
                 self._start(folder, config, step)
+                self._catch_up(folder, step, history)
             except outside as error:
                 refusal = [f"report_to {','.join(self.names)} cannot start: {error}"]
             except ValueError as error:  # of the id
@@ -121,17 +130,31 @@ class Trackers:
             project = os.environ.get("WANDB_PROJECT") or PROJECT
         self.accelerator.init_trackers(project, init_kwargs=options)
         for tracker in self.accelerator.trackers:
-            if tracker.name == "wandb" and step:
-                self._told_before["wandb"] = _told_to_wandb(tracker.run, folder)
             # The settings of tensorboard are a run of their own beside the run.
             if not (tracker.name == "tensorboard" and step):
                 tracker.store_init_configuration(dict(config))
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Tell numbers of a step; those that are not finite are left out."""
+    def _catch_up(self, folder: Path, step: int, history: Sequence[Mapping[str, Any]]) -> None:
+        """Find out what wandb has, and tell it what it lost when the run was killed."""
+        if step and "wandb" in self.names:
+            run = self.accelerator.get_tracker("wandb", unwrap=True)
+            self._told_before["wandb"] = _told_to_wandb(run, folder)
+            for entry in history:
+                values = {name: value for name, value in entry.items() if name != "step" and value is not None}
+                self.log(values, entry["step"], only="wandb")
+
+    def log(self, values: Mapping[str, float], step: int, only: str | None = None) -> None:
+        """Tell numbers of a step, in the order of steps.
+
+        Args:
+            values: By their names; those that are not finite are left out.
+            step: Optimizer steps taken.
+            only: Name of the one tracker to tell.
+        """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for tracker in self._trackers_at(step):
-            tracker.log(finite, step=step)
+            if only in (None, tracker.name):
+                tracker.log(finite, step=step)
 
     def log_pictures(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
         """Show pictures, uint8 (H, W, 3), by their names, where that can be done."""
