@@ -360,7 +360,7 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: str | os.PathLi
     few = "o" if len(steps) <= 30 else None
     upper.plot(steps, losses, color="tab:blue", alpha=1 if few else 0.35, linewidth=1.2, marker=few, label="loss")
     if not few:
-        upper.plot(steps, _smoothed(losses), color="tab:blue", linewidth=2, label="loss, smoothed")
+        upper.plot(steps, smoothed(losses), color="tab:blue", linewidth=2, label="loss, smoothed")
     broken = [row["step"] for row in history if not np.isfinite(row.get("loss", 0))]
     if broken:
         upper.plot(broken, np.zeros(len(broken)), "x", color="tab:red", clip_on=False, label="loss not finite")
@@ -395,7 +395,7 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarra
     return steps, values
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Mean over each value and as many neighbours on either side: up to a fortieth of all, fewer at the ends.
 
     A window that reached further to one side than to the other would bend the curve where it is steep.

@@ -24,6 +24,7 @@ LAYERS = [
     ["evaluation.metric_values"],
     ["visualization"],
     ["evaluation", "metrics", "inference", "protocols"],
+    ["reporting"],
     ["recipes"],
     ["checkpoints", "adapters"],
     ["hub"],

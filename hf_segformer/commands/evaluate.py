@@ -8,7 +8,7 @@ Every image is counted once, at the size of its annotation, so any number of pro
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from ..data import DataArguments, SegmentationData
 from ..evaluation.findings import Findings
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
 from ..evaluation.metrics import ConfusionMatrix, write_metrics
+from ..evaluation.pictures import ShownPicture, shown_pictures
 from ..evaluation.protocols import ProtocolArguments
 from ..evaluation.robustness import average_scores, chosen_corruptions, robustness_plot, robustness_table
 from ..evaluation.submission import prediction_names, save_submission_png
 from ..files import atomic_file
 from ..hub_errors import load_model, load_processor
+from ..reporting import REPORT_NAME, Report, worst_pictures, write_report
 from ..texts import without_paths
 from ..training.launch import make_accelerator
-from ..visualization import confusion_matrix_plot, per_class_bars, save_label_png
+from ..visualization import confusion_matrix_plot, panel, per_class_bars, save_label_png
 from .parser import Parser
 
 
@@ -101,6 +103,7 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
         prog: How the command is called, for its help.
     """
     (args,) = Parser(EvaluateArguments, prog=prog).parse(arguments)
+    command_line = [*(prog or "evaluate").split(" "), *arguments]
     if args.split not in ("validation", "train"):
         raise ValueError(f"split must be validation or train, got {args.split!r}")
     protocol = args.load_protocol()
@@ -132,6 +135,9 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
         report(args, data, matrix, metrics, time.monotonic() - started, protocol.describe())
         findings.write(Path(args.output_dir or "."))
         print(findings.report())
+        if args.output_dir is not None:
+            pictures = shown_pictures(model, image_processor, data, protocol, args.split)
+            write_page(args, data, matrix, metrics, pictures, command_line)
     scores: dict[str, dict[int, float]] = {}
     for corruption in corruptions:
         score = matrix_of(change_image=corruption).compute()["mean_iou"]
@@ -163,6 +169,35 @@ def report(
         f"aAcc {100 * metrics['overall_accuracy']:.2f}  mDice (F1) {100 * metrics['mean_dice']:.2f}  "
         f"({metrics['images']} images, {seconds:.1f} s; written to {folder / 'metrics.json'})"
     )
+
+
+def write_page(
+    args: EvaluateArguments,
+    data: SegmentationData,
+    matrix: ConfusionMatrix,
+    metrics: dict[str, Any],
+    pictures: Iterable[ShownPicture],
+    command_line: Sequence[str],
+) -> None:
+    """Write report.html, without the machine's paths."""
+    folder = Path(args.output_dir or ".")
+    settings = {name: value for name, value in asdict(args).items() if value is not None}
+    private: dict[str, Any] = {"folders": [args.data_root, args.data, args.output_dir]}
+    page = Report(
+        title=f"{metrics['model']} on {data.name}, {args.split}",
+        metrics=metrics,
+        matrix=matrix,
+        class_names=data.class_names,
+        palette=data.palette,
+        worst=worst_pictures(metrics, folder),
+        pictures=(
+            (name, panel(image, truth, prediction, data.class_names, data.palette))
+            for name, image, truth, prediction in pictures
+        ),
+        settings=without_paths(settings, **private),
+        command_line=without_paths(list(command_line), **private),
+    )
+    write_report(page, folder / REPORT_NAME)
 
 
 def report_robustness(args: EvaluateArguments, metrics: dict, scores: dict[str, dict[int, float]]) -> None:

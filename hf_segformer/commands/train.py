@@ -24,4 +24,4 @@ def main(arguments: Sequence[str], prog: str | None = None, kind: type[Run] = Ru
     if args.recipe == "list":
         print(recipe_table())
     else:
-        kind.start(args)
+        kind.start(args, [*(prog or "train").split(" "), *arguments])

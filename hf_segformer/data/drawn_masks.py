@@ -135,7 +135,8 @@ class DrawnMasks:
 
         pool = ThreadPoolExecutor(min(cores_of_this_process(1), 16))
         try:
-            for _ in tqdm(pool.map(draw, wanted), total=len(wanted), desc="drawing masks", leave=False, delay=1):
+            shown = {"desc": "drawing masks", "leave": False, "delay": 1, "disable": None}  # on terminals
+            for _ in tqdm(pool.map(draw, wanted), total=len(wanted), **shown):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)

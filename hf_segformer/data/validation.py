@@ -200,9 +200,8 @@ class _Checks:
             return self._read(zip(chunk, examples, strict=True), split, cache)
 
         total = sum(len(chunks[number]) for number in mine)
-        bar = tqdm(
-            total=total, desc=f"checking {split}", unit="sample", leave=False, delay=1, disable=not self.is_main
-        )
+        shown = {"desc": f"checking {split}", "unit": "sample", "leave": False, "delay": 1}
+        bar = tqdm(total=total, **shown, disable=None if self.is_main else True)  # None: on terminals
         pool = ThreadPoolExecutor(self.threads)
         try:
             with bar:

@@ -54,7 +54,11 @@ class Findings:
 
     def metrics(self) -> dict[str, Any]:
         """What goes into metrics.json."""
-        found: dict[str, Any] = {"mean_picture_iou": self.pictures.mean_iou}
+        worst = [
+            {"file_name": public_path(score.file_name), "mean_iou": score.mean_iou, "panel": _panel(place)}
+            for place, (score, _) in enumerate(self.pictures.worst)
+        ]
+        found: dict[str, Any] = {"mean_picture_iou": self.pictures.mean_iou, "worst": worst}
         if self.boundary is not None:
             found |= self.boundary.compute()
         if self.base_lines is not None:
@@ -94,7 +98,7 @@ class Findings:
         data, worst = self.data, self.pictures.worst
         rows = undecoded(getattr(data, self.split)) if worst else []
         for place in range(self.pictures.keep):
-            path = folder / "worst" / f"{place + 1}.png"
+            path = folder / _panel(place)
             if place >= len(worst):
                 path.unlink(missing_ok=True)
                 continue
@@ -102,6 +106,11 @@ class Findings:
             image, label = data.read_sample(rows[score.row], self.split, score.row)
             title = f"{public_path(score.file_name)}: mIoU {_percent(score.mean_iou)}"
             panel(image, label, prediction, data.class_names, data.palette, path, title=title)
+
+
+def _panel(place: int) -> str:
+    """Name of a worst picture's panel in the folder of an evaluation; place 0 is the worst."""
+    return f"worst/{place + 1}.png"
 
 
 def _shown(name: str) -> str:

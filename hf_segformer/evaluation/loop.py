@@ -179,7 +179,7 @@ def _segment_batches(
     scores = _FiniteScores(model)
     shown = {"desc": "evaluating", "unit": "batch", "leave": False, "total": len(mine)}
     with inference_of(model), accelerator.autocast(), scores:
-        for samples in tqdm(batches_of(loader), **shown, disable=not accelerator.is_local_main_process):
+        for samples in tqdm(batches_of(loader), **shown, disable=None if accelerator.is_local_main_process else True):
             inputs = [sample.inputs for sample in samples]
             results = segment_inputs(model, inputs, batches.protocol, False, *windows)
             for sample, result in zip(samples, results, strict=True):

@@ -22,6 +22,7 @@ from .freezing import stages_to_freeze
 from .lora import check_lora
 from .losses import LOSSES, SegmentationLoss
 from .stopping import EVALUATIONS_PER_PATIENCE, EarlyStopping
+from .trackers import tracker_names
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {
@@ -213,7 +214,10 @@ class TrainArguments(DataArguments):
     )
     push_to_hub: str | None = field(default=None, metadata={"help": "Repository owner/name to publish the result in."})
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, needed to publish them."})
-    report_to: str | None = field(default=None, metadata={"help": "Tracker known to Accelerate, such as tensorboard."})
+    report_to: str | None = field(
+        default=None,
+        metadata={"help": "Trackers known to Accelerate, as in tensorboard,wandb; all takes those installed."},
+    )
 
     def __post_init__(self) -> None:
         if self.recipe == "list":  # a question, not a run
@@ -282,6 +286,7 @@ class TrainArguments(DataArguments):
         self.require_known_check()
         if self.model and self.encoder:
             raise ValueError(f"encoder must be left out with model, which has one, got {self.encoder!r}")
+        tracker_names(self.report_to)
         self.build_loss()
         assert self.protocol is not None
         Protocol.named(self.protocol, self.tta)

@@ -11,21 +11,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import undecoded
-from ..evaluation.inference import segment
 from ..evaluation.metrics import ConfusionMatrix, write_metrics
 from ..evaluation.protocols import Protocol
-from ..evaluation.submission import plain_stem
 from ..files import replace_path
 from ..hub.model_card import model_card
+from ..reporting import REPORT_NAME, write_report
 from ..texts import listed, without_paths
 from ..visualization import learning_curve, panel
 from .lora import write_adapter
+from .report import run_report
 
 if TYPE_CHECKING:
     from .run import Run
-
-PICTURES = 6
 
 
 def collect_metrics(run: Run, matrix: ConfusionMatrix) -> dict[str, Any]:
@@ -72,13 +69,14 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         (folder / "per_class_iou.txt").write_text(table + "\n", encoding="utf-8")
         learning_curve(run.progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(run, folder / "overlays")
+        run.findings.write(folder)
+        write_report(run_report(run, matrix, metrics, folder, pictures), folder / REPORT_NAME)
         (folder / "README.md").write_text(_card(run, metrics, table, pictures[0]), encoding="utf-8")
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
                 replace_path(path, target)
-    run.findings.write(output_dir)
 
 
 def _card(run: Run, metrics: dict[str, Any], table: str, picture: str) -> str:
@@ -112,17 +110,10 @@ def draw_pictures(run: Run, folder: Path) -> list[str]:
         Their names, relative to the folder's parent.
     """
     folder.mkdir()
-    data, rows, names = run.data, undecoded(run.data.validation), []
-    indices = sorted({round(i * (len(rows) - 1) / max(PICTURES - 1, 1)) for i in range(PICTURES)})
-    for index in indices:
-        image, label = data.read_sample(rows[index], "validation", index)
-        prediction = segment(run.model, run.image_processor, image, Protocol.named(run.recipe.protocol))
-        stem = plain_stem(rows[index]["file_name"])
-        name = f"{folder.name}/{stem}.png"
-        if name in names:
-            name = f"{folder.name}/{stem}_{index}.png"
-        panel(image, label, prediction, data.class_names, data.palette, path=folder.parent / name)
-        names.append(name)
+    data, names = run.data, []
+    for name, image, truth, prediction in run.shown_pictures():
+        names.append(f"{folder.name}/{name}.png")
+        panel(image, truth, prediction, data.class_names, data.palette, path=folder.parent / names[-1])
     return names
 
 
@@ -143,7 +134,7 @@ def print_summary(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any]) ->
     print(
         f"mIoU {100 * metrics['mean_iou']:.2f}, mDice (F1) {100 * metrics['mean_dice']:.2f} "
         f"after {metrics['step']} steps, {metrics['seconds']:.0f} s. "
-        f"Everything is in {folder}/: look at worst/, overlays/ and learning_curve.png.\n\n"
+        f"Everything is in {folder}/: look at {REPORT_NAME}.\n\n"
         f"Use it:\n"
         f"    import hf_segformer\n"
         f"    from transformers import pipeline\n"

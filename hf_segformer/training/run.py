@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..data.workers import Collate, ErrorsAsValues, batches_of
 from ..evaluation.findings import Findings
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
 from ..evaluation.metrics import ConfusionMatrix
+from ..evaluation.pictures import ShownPicture, shown_pictures, tracked_pictures
 from ..evaluation.protocols import Protocol
 from ..hub.push import push_folder
 from ..image_processing_segformer import SegformerImageProcessor
@@ -45,9 +46,11 @@ from .losses import SegmentationLoss
 from .model import build_model
 from .parameter_groups import parameter_groups
 from .progress import Progress, data_settings, samples_of, step_seed
+from .progress_line import LOG_NAME, ProgressLine, bars_on_terminals, log_start
 from .schedules import poly_factor, set_learning_rate
 from .state import find_state, load_best, load_state, run_folder, save_state
 from .stopping import EarlyStopping
+from .trackers import Trackers, tracked_scores, tracker_names
 
 # Flags that say what of a recipe is trained, how long, and what becomes of it.
 _STOPPING, _WEIGHTS = ("epochs", "patience", "min_delta"), ("ema", "freeze", "lora", "lora_alpha", "lora_targets")
@@ -66,6 +69,8 @@ class Run:
     Raises:
         ValueError: A flag, a sample of the data set or the saved state is not as it must be.
     """
+
+    command_line: Sequence[str] = ()
 
     def __init__(self, args: TrainArguments, accelerator: Accelerator):
         self.started = time.monotonic()
@@ -87,26 +92,35 @@ class Run:
         self.average = None if args.ema is None else averaged_model(self.model, args.ema)
         self.loss_function = self.build_loss()
         self.best, self.stopping = BestWeights(), EarlyStopping(args.patience, args.min_delta)
-        self.evaluated: dict[
-            str, tuple[ConfusionMatrix, Findings | None]
-        ] = {}  # after the last step, by kind of weights
+        # The evaluation after the last step, by kind of weights.
+        self.evaluated: dict[str, tuple[ConfusionMatrix, Findings | None]] = {}
         self.progress = self.restore()
         self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(self.model, self.optimizer)
-        self.start_trackers()
+        self.trackers = self.start_trackers()
         self.loader = self.build_loader()
         self.guard = DivergenceGuard(
             accelerator, self.model, self.optimizer, self.files_of_step, self.progress.step, self.state
         )
+        self.line = self.progress_line()
         self.losses: list[Tensor] = []
         self.last_log = (self.progress.step, time.monotonic())
 
     @classmethod
-    def start(cls, args: TrainArguments) -> None:
-        """Set up Accelerate, claim the output folder, and go through a run."""
+    def start(cls, args: TrainArguments, command_line: Sequence[str] = ()) -> None:
+        """Set up Accelerate, claim the output folder, and go through a run.
+
+        Args:
+            args: The flags.
+            command_line: What they were read from, for the log and the report.
+        """
         accelerator = build_accelerator(args)
         default = f"runs/{args.recipe or f'{args.data_name}-{args.variant}'}"
-        with run_folder(args.output_dir, default, args.resume, accelerator, args.take_over) as args.output_dir:
-            cls(args, accelerator).complete()
+        folder = run_folder(args.output_dir, default, args.resume, accelerator, args.take_over)
+        with bars_on_terminals(), folder as args.output_dir:
+            run = cls(args, accelerator)
+            run.command_line = command_line
+            with run.trackers:
+                run.complete()
 
     def complete(self) -> None:
         """Train, evaluate, export and publish."""
@@ -116,6 +130,7 @@ class Run:
             metrics = collect_metrics(self, matrix)
             write_model_folder(self, matrix, metrics)
             print_summary(self, matrix, metrics)
+            self.line.log(f"finished after step {metrics['step']}: mIoU {100 * metrics['mean_iou']:.2f}")
             self.publish()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -199,14 +214,18 @@ class Run:
             raise ValueError(f"max_steps must be {least}, got {self.recipe.max_steps}")
         return progress
 
-    def start_trackers(self) -> None:
-        """Tell the trackers, if there are any, what is run."""
-        if self.args.report_to:
-            plain = {
-                name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-                for name, value in self.progress.settings.items()
-            }
-            self.accelerator.init_trackers("segformer", config=plain)
+    def start_trackers(self) -> Trackers:
+        """The trackers, if there are any, told what is run."""
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+            for name, value in self.progress.settings.items()
+        }
+        return Trackers(self.accelerator, self.folder, plain, self.progress.step, self.progress.history)
+
+    def progress_line(self) -> ProgressLine:
+        """Steps taken and to take, shown and logged by the main process."""
+        log_file = self.folder / LOG_NAME if self.accelerator.is_main_process else None
+        return ProgressLine(self.progress, self.recipe.max_steps, log_file)
 
     def build_loader(self) -> DataLoader:
         """Micro-batches of this process from the next step on."""
@@ -236,14 +255,15 @@ class Run:
     def train(self) -> None:
         """Take the steps that are left, and log, evaluate and save on the way."""
         batches = batches_of(self.loader)
-        with self.progress_bar() as bar:  # closed before an error is reported
+        with self.line as line:  # closed before an error is reported
+            log_start(self)
             while not self.is_over():
                 self.set_up_step()
                 self.record(self.take_step(batches))
-                bar.update()
-                self.follow_up(bar)
+                line.update()
+                self.follow_up(line)
             if not self.progress.is_evaluated:  # what was trained is safe by now
-                self.log_evaluation(bar)
+                self.log_evaluation(line)
                 self.save()
         self.accelerator.wait_for_everyone()
 
@@ -251,7 +271,7 @@ class Run:
         """Whether no step is left to take."""
         return self.progress.step >= self.recipe.max_steps or self.stopping.is_due(self.progress.history)
 
-    def follow_up(self, bar: tqdm) -> None:
+    def follow_up(self, line: ProgressLine) -> None:
         """After a step: look, log, evaluate and save, where it is time to."""
         args, recipe, step = self.args, self.recipe, self.progress.step
         finished = step == recipe.max_steps
@@ -261,17 +281,13 @@ class Run:
         if logs or evaluates or saves:
             self.guard.look()
             self.gather_bad_samples()
+            line.log_passed_over(self.progress.bad_samples)
         if logs and self.losses:
-            self.log_losses(bar)
+            self.log_losses(line)
         if evaluates and not finished:
-            self.log_evaluation(bar)
+            self.log_evaluation(line)
         if saves or self.is_over():
             self.save()
-
-    def progress_bar(self) -> tqdm:
-        """Steps taken and to take, shown by the main process."""
-        hidden = not self.accelerator.is_main_process
-        return tqdm(total=self.recipe.max_steps, initial=self.progress.step, unit="step", disable=hidden)
 
     def set_up_step(self) -> None:
         """Training mode, and the learning rate of the next step."""
@@ -341,18 +357,18 @@ class Run:
         found = {(bad["draw"], bad["attempt"]): bad for bad in gather_object(self.progress.bad_samples)}
         self.progress.bad_samples = [found[key] for key in sorted(found)]
 
-    def log_losses(self, bar: tqdm) -> None:
+    def log_losses(self, line: ProgressLine) -> None:
         """Log the mean loss and the speed since the last call."""
         step, (last_step, last_time) = self.progress.step, self.last_log
         loss = self.accelerator.reduce(torch.stack(self.losses), "sum").mean().item()
         learning_rate = self.learning_rate_factor(step - 1) * self.recipe.learning_rate
         self.progress.history.append({"step": step, "loss": loss, "learning_rate": learning_rate})
-        self.accelerator.log({"loss": loss, "learning_rate": learning_rate}, step=step)
+        self.trackers.log({"loss": loss, "learning_rate": learning_rate}, step)
         speed = self.recipe.global_batch_size * (step - last_step) / (time.monotonic() - last_time)
-        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate:.1e}", images_per_s=f"{speed:.1f}")
+        line.show(loss, learning_rate, speed)
         self.losses, self.last_log = [], (step, time.monotonic())
 
-    def log_evaluation(self, bar: tqdm) -> None:
+    def log_evaluation(self, line: ProgressLine) -> None:
         """Evaluate, log the metrics, and keep the weights if they are the best so far."""
         step = self.progress.step
         models: dict[str, nn.Module] = {"raw": self.model}
@@ -368,11 +384,21 @@ class Run:
         self.best.offer(self.progress, scores, models)
         logged = {"mean_iou" if kind == "raw" else f"mean_iou_{kind}": score for kind, score in scores.items()}
         self.progress.history.append({"step": step, **logged})
-        self.accelerator.log(logged | {"overall_accuracy": metrics["raw"]["overall_accuracy"]}, step=step)
-        if self.accelerator.is_main_process:
-            average = f", of the averaged weights {100 * scores['ema']:.2f}" if "ema" in scores else ""
-            bar.write(f"step {step}: mIoU {100 * scores['raw']:.2f}{average}")
+        self.track(metrics["raw"] | logged)
+        average = f", of the averaged weights {100 * scores['ema']:.2f}" if "ema" in scores else ""
+        line.announce(f"step {step}: mIoU {100 * scores['raw']:.2f}{average}")
         self.last_log = (step, time.monotonic())
+
+    def track(self, metrics: dict[str, Any]) -> None:
+        """Tell the trackers the scores of this step, and show them the same pictures each time."""
+        self.trackers.log(tracked_scores(metrics, self.data.class_names), self.progress.step)
+        if self.trackers.take_pictures:
+            self.trackers.log_pictures(tracked_pictures(self.shown_pictures(), self.data.palette), self.progress.step)
+
+    def shown_pictures(self) -> Iterator[ShownPicture]:
+        """Six validation pictures as the model sees them now, by the run's protocol."""
+        protocol = Protocol.named(self.recipe.protocol)
+        return shown_pictures(self.model, self.image_processor, self.data, protocol)
 
     def evaluate(
         self, model: nn.Module | None = None, tta: str = "none", findings: Findings | None = None
@@ -448,7 +474,10 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     # Reusing the order in which gradients become ready needs no unused parameters; giving it up makes restarts exact.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.deterministic)]
     accelerator = make_accelerator(
-        args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir or "runs", kwargs_handlers=handlers
+        args.mixed_precision,
+        log_with=tracker_names(args.report_to) or None,
+        project_dir=args.output_dir or "runs",
+        kwargs_handlers=handlers,
     )
     refuse_sharding(accelerator)
     args.mixed_precision = accelerator.mixed_precision

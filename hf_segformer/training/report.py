@@ -1,0 +1,49 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the report of a training run shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.metrics import ConfusionMatrix
+from ..reporting import Report, worst_pictures
+from ..texts import without_paths
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def run_report(
+    run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], folder: Path, pictures: Sequence[str]
+) -> Report:
+    """The report of a run that has taken all its steps, without the machine's paths.
+
+    Args:
+        run: The run.
+        matrix: Its last evaluation.
+        metrics: What `collect_metrics` made of it.
+        folder: Where its files lie.
+        pictures: Those of them that are shown, relative to the folder.
+    """
+    args, data, progress = run.args, run.data, run.progress
+    classes = ("class_names", "class_weight_values")  # which are long, and shown with the scores
+    settings = {name: value for name, value in progress.settings.items() if name not in classes and value is not None}
+    further = run.recipe.to_dict() | run.describe()
+    settings |= {name: value for name, value in further.items() if name != "bad_samples"}
+    private = {"folders": [args.data_root, args.data, args.output_dir]}
+    return Report(
+        title=f"{Path(args.output_dir or '.').name}: SegFormer-{run.recipe.variant.upper()} on {data.name}",
+        metrics=metrics,
+        matrix=matrix,
+        class_names=data.class_names,
+        palette=data.palette,
+        history=progress.history,
+        worst=worst_pictures(metrics, folder),
+        pictures=[(Path(name).stem, folder / name) for name in pictures],
+        bad_samples=without_paths(progress.bad_samples, **private),
+        settings=without_paths(settings, **private),
+        command_line=without_paths(list(run.command_line), **private),
+    )
