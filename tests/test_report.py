@@ -219,7 +219,14 @@ def test_confusion_and_what_is_confused_most(tmp_path):
 
 
 def test_base_lines_and_further_scores(tmp_path):
-    more = {"base_lines": {"commonest_class": {"mean_iou": 0.125}, "mean_label_map": 0.25, "none": {"mean_iou": None}}}
+    more = {
+        "base_lines": {
+            "commonest_class": {"mean_iou": 0.125},
+            "mean_label_map": {"mean_iou": 0.25},
+            "pictures": 3,
+            "none": {"mean_iou": None},
+        }
+    }
     more |= {"per_category_boundary_iou": [0.5, float("nan")], "mean_boundary_iou": 0.5, "seconds": 12.5, "step": 4000}
     counts = [[3, 1], [2, 4]]
     page = written(tmp_path, counts, metrics=matrix_of(counts).compute() | more, history=history_of(50))
@@ -321,11 +328,11 @@ def test_training_writes_a_report(trained):
     parsed = Strict(page)
     metrics = json.loads((trained / "out" / "metrics.json").read_text())
     assert parsed.of("h1") == ["out: SegFormer-B0 on folder"]
-    assert parsed.of("h2")[:3] == ["Curves", "Classes", "Confusion"]
+    assert parsed.of("h2")[:4] == ["Curves", "Base lines", "Classes", "Confusion"]
     assert f"{100 * metrics['mean_iou']:.2f} %" in parsed.of("b")
     assert [row[0] for row in rows_of(page, "Classes")[1:-1]] == metrics["class_names"]
     assert [len(points) for points in points_of(page).values()] == [4, 2, 4]  # loss, mIoU, learning rate
-    assert page.count("<img ") == 6
+    assert page.count("<img ") == 6 + len(metrics["worst"]) == 12
     settings, versions = (dict(rows_of(page, heading)) for heading in ("Settings", "Versions"))
     assert settings["max_steps"] == "4" and settings["crop_size"] == "32" and settings["seed"] == "0"
     assert versions["torch"] == torch.__version__ and "cores" in versions["CPU"]
@@ -352,7 +359,7 @@ def test_evaluation_writes_a_report(trained, tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     parsed = Strict(page)
     assert parsed.of("h1") == ["out on folder, validation"] and "Curves" not in parsed.of("h2")
-    assert page.count("<img ") == 6 and str(trained) not in page
+    assert page.count("<img ") == 12 and str(trained) not in page
     assert rows_of(page, "Classes") == rows_of((trained / "out" / "report.html").read_text(), "Classes")
     monkeypatch.chdir(trained / "pictures")
     with kept_process():
