@@ -151,8 +151,8 @@ def test_own_pictures_until_they_are_published(execute, tmp_path, hub):  # noqa:
     folder = tmp_path / "runs" / "drawn ones"
     config = SegformerForSemanticSegmentation.from_pretrained(folder).config
     assert config.num_labels == 11 and config.depths == [1, 1, 1, 1]
-    push_folder(folder, "owner/drawn", license="apache-2.0")
-    assert {"config.json", "model.safetensors", "README.md"} <= set(hub.files("owner/drawn"))
+    push_folder(folder, "user/drawn", license="apache-2.0")
+    assert {"config.json", "model.safetensors", "README.md"} <= set(hub.files("user/drawn"))
 
 
 @pytest.mark.long
