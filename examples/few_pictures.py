@@ -39,27 +39,31 @@ def write_half(data_root: Path, half: str, folder: Path) -> Path:
     return folder
 
 
-def main(arguments: list[str]) -> None:
-    """Train with each seed, and print what came out."""
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags of this script, and those of `segformer train`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", type=Path, required=True, help="CamVid: train, val and classes.json")
     parser.add_argument("--half", choices=HALVES, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/few_pictures"), help="each seed gets a folder")
-    args, flags = parser.parse_known_args(arguments)
+    return parser.parse_known_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Train with each seed, and print what came out."""
+    args, flags = parse(arguments)
     data = args.output_dir / f"data-{args.half}"
     if not data.exists():
         write_half(args.data_root, args.half, data)
-    scores = []
+    words, scores = [args.half, *(word.strip("-").replace("/", "_") for word in flags)], []
     for seed in args.seeds:
-        words = [args.half, *(word.strip("-").replace("/", "_") for word in flags), f"seed_{seed}"]
-        folder = args.output_dir / "-".join(words)
+        folder = args.output_dir / "-".join([*words, f"seed_{seed}"])
         if not (folder / "metrics.json").exists():
-            command = ["--data", str(data), "--seed", str(seed), "--output_dir", str(folder), *flags]
-            COMMANDS["train"].main(command)
+            COMMANDS["train"].main(["--data", str(data), "--seed", str(seed), "--output_dir", str(folder), *flags])
         scores.append(100 * json.loads((folder / "metrics.json").read_text())["mean_iou"])
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    print(f"{args.half} {' '.join(flags)}: mIoU {statistics.mean(scores):.2f} +- {spread:.2f}", scores)
+    shown = ", ".join(f"{score:.2f}" for score in scores)
+    print(f"{args.half} {' '.join(flags)}: mIoU {statistics.mean(scores):.2f} +- {spread:.2f} ({shown})")
 
 
 if __name__ == "__main__":
