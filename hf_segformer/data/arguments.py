@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .loading import load_any, load_dataset
+from .tolerance import listed_faults
 from .validation import check_dataset
 
 if TYPE_CHECKING:
@@ -178,4 +180,7 @@ class DataArguments:
         data = load_any(self.data, self.format, **options)
         if os.environ.get("RANK", "0") == "0":
             print(data.description)
+            if data.left_out:
+                head = f"{data.name}: {len(data.left_out)} annotations are wrong, their pictures are left out"
+                warnings.warn(listed_faults(head, data.left_out), stacklevel=2)
         return data

@@ -33,13 +33,15 @@ def recognise(source: Source) -> str | None:
     return f"COCO instances in {source.shown(files[0])}" if files else None
 
 
-def _files(source: Source) -> list[str]:
+def _files(source: Source, broken: bool = False) -> list[str]:
+    """Files of COCO instances; with `broken` also what is no JSON, which may be one that was cut off."""
     names = [n for n in source.named(".json") if not n.rpartition("/")[2].startswith(OTHER_KINDS)]
     if any(_stem(name).startswith("instances_") for name in names):
         names = [name for name in names if _stem(name).startswith("instances_")]
     if len(names) > PEEKED:
         names = [name for name in names if any(word in _stem(name).lower() for word in USUAL_WORDS)][:PEEKED]
-    return [name for name in names if is_coco(source.peek_json(name))]
+    found = {name: source.peek_json(name) for name in names}
+    return [name for name, content in found.items() if is_coco(content) or (broken and content is None)]
 
 
 def _stem(name: str) -> str:
@@ -59,7 +61,7 @@ def is_coco(content: Any) -> bool:
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
     faults = Faults(WHAT)
-    names = _files(source) or source.named(".json")
+    names = _files(source, broken=True) or source.named(".json")
     files = []
     for name in names:
         with faults.of(source.shown(name)):
@@ -73,14 +75,14 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     pictures: dict[str, Picture] = {}
     for name, content in files:
         _File(source, name, content, categories, faults, counts).read(pictures)
-    faults.stop()
+    left_out = faults.stop(pictures)
     if not any(map(len, (content["annotations"] for _, content in files))):
         raise ValueError(f"{WHAT}: no annotation in {listed(source.shown(name) for name, _ in files)}")
     if counts["boxes"] == sum(len(content["annotations"]) for _, content in files):
         raise ValueError(f"{WHAT}: the annotations are boxes alone, without segmentation")
     notes = [f"{counts['boxes']} boxes without segmentation left out"] if counts["boxes"] else []
     notes += [f"category {name!r} left out, it only stands above others" for name in categories.left_out]
-    return Annotated(list(pictures.values()), categories.names, WHAT, notes=notes)
+    return Annotated(list(pictures.values()), categories.names, WHAT, notes=notes, left_out=left_out)
 
 
 class _Categories:
@@ -147,12 +149,13 @@ class _File:
         self.folder, self.shown = posixpath.dirname(name), source.shown(name)
         self.split = split_of(name) or split_in(_stem(name))
         self.counts = counts
+        self._faulty: set[str] = set()  # ids of images with an annotation that is wrong
 
     def read(self, pictures: dict[str, Picture]) -> None:
         """Add the pictures, by path."""
         images: dict[Any, tuple[int, Mapping]] = {}
         for index, image in enumerate(self.content["images"]):
-            with self.faults.of(self.shown):
+            with self.faults.of(self.shown, self.split):
                 if not _is_object(image) or not isinstance(image.get("id"), (int, str)):
                     raise ValueError(f"image {index}: it must have an id and a file_name, got {short_repr(image)}")
                 if image["id"] in images:
@@ -160,7 +163,9 @@ class _File:
                 images[image["id"]] = index, image
         annotations = self._annotations(images)
         for index, image in images.values():
-            with self.faults.of(self.shown):
+            if str(image["id"]) in self._faulty:
+                continue
+            with self.faults.of(self.shown, self.split):
                 picture = self._picture(index, image, annotations.get(image["id"], []))
                 if picture.image in pictures:
                     other = pictures[picture.image].annotation
@@ -170,25 +175,33 @@ class _File:
     def _annotations(self, images: Mapping[Any, Any]) -> dict[Any, list[_Annotation]]:
         by_image: defaultdict[Any, list[_Annotation]] = defaultdict(list)
         for index, entry in enumerate(self.content["annotations"]):
-            with self.faults.of(self.shown):
-                if not _is_object(entry):
-                    raise ValueError(f"annotation {index}: it must be an object, got {short_repr(entry)}")
-                key, category = entry.get("image_id"), entry.get("category_id")
-                if not isinstance(key, (int, str)) or key not in images:
-                    raise ValueError(f"annotation {index}: image_id {short_repr(key)} is not among the images")
-                place = shape_place(index, self._name(index, category), "annotation")
-                label = self.categories.labels[category]
-                if label is None:
-                    known = listed(self.categories.names)
-                    raise ValueError(f"{place}: the category is not in the list of classes: {known}")
-                segmentation = entry.get("segmentation")
-                if isinstance(segmentation, list):
-                    segmentation = [part for part in segmentation if part != []]
-                if not segmentation:
+            with self.faults.of(self.shown, self.split):
+                try:
+                    annotation = self._annotation(index, entry, images)
+                except ValueError:
+                    self._faulty.add(str(entry.get("image_id")) if _is_object(entry) else "")
+                    raise
+                if annotation is None:
                     self.counts["boxes"] += 1
                 else:
-                    by_image[key].append(_Annotation(index, label, segmentation, place))
+                    by_image[entry["image_id"]].append(annotation)
         return by_image
+
+    def _annotation(self, index: int, entry: Any, images: Mapping[Any, Any]) -> _Annotation | None:
+        if not _is_object(entry):
+            raise ValueError(f"annotation {index}: it must be an object, got {short_repr(entry)}")
+        key, category = entry.get("image_id"), entry.get("category_id")
+        if not isinstance(key, (int, str)) or key not in images:
+            raise ValueError(f"annotation {index}: image_id {short_repr(key)} is not among the images")
+        place = shape_place(index, self._name(index, category), "annotation")
+        label = self.categories.labels[category]
+        if label is None:
+            known = listed(self.categories.names)
+            raise ValueError(f"{place}: the category is not in the list of classes: {known}")
+        segmentation = entry.get("segmentation")
+        if isinstance(segmentation, list):
+            segmentation = [part for part in segmentation if part != []]
+        return _Annotation(index, label, segmentation, place) if segmentation else None
 
     def _name(self, index: int, category: Any) -> str:
         if not isinstance(category, int) or category not in self.categories.labels:

@@ -9,7 +9,7 @@ import binascii
 import io
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     others = []
     pictures: dict[str, Picture] = {}
     for name in source.named(".json"):
-        with faults.of(source.shown(name)):
+        with faults.of(source.shown(name), split_of(name)):
             content = source.json(name, (dict, list))
             if not is_labelme(content):
                 if source.given or _has_picture(source, name):
@@ -78,12 +78,12 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
             if key in pictures:
                 raise ValueError(f"its picture {picture.name} is annotated in {pictures[key].annotation}, too")
             pictures[key] = picture
-    faults.stop()
+    left_out = faults.stop(pictures)
     names = reader.class_names()
     notes = reader.notes()
     if others:
         notes.append(f"{len(others)} other JSON files left out")
-    return Annotated(list(pictures.values()), names, "labelme", notes=notes)
+    return Annotated(list(pictures.values()), names, "labelme", notes=notes, left_out=left_out)
 
 
 def _has_picture(source: Source, name: str) -> bool:
@@ -109,7 +109,7 @@ class _Reader:
     def __init__(self, source: Source, table: ClassTable | None):
         self.source, self.table = source, table
         self._ids = {name: index for index, name in enumerate(table.names)} if table else {}
-        self._found: dict[str, int] = {}
+        self._found: set[str] = set()
         self._without_area: dict[str, int] = {}
 
     def class_names(self) -> tuple[str, ...]:
@@ -136,6 +136,7 @@ class _Reader:
             shape = self._shape(index, entry)
             if shape is not None:
                 shapes.append(shape)
+        self._found.update(label for label, _, _ in shapes if label != IGNORE_NAME)  # once all is well
 
         def labelled() -> list[Shape]:
             ids = self._ids or {label: k for k, label in enumerate(_in_order(self._found))}
@@ -173,14 +174,12 @@ class _Reader:
             self._without_area[kind] = self._without_area.get(kind, 0) + 1
             return None
         part = _part(kind, entry, place)
-        if label != IGNORE_NAME:
-            if self._ids and label not in self._ids:
-                raise ValueError(f"{place}: the label is not in the list of classes: {listed(self._ids)}")
-            self._found[label] = self._found.get(label, 0) + 1
+        if label != IGNORE_NAME and self._ids and label not in self._ids:
+            raise ValueError(f"{place}: the label is not in the list of classes: {listed(self._ids)}")
         return label, part, place
 
 
-def _in_order(labels: Mapping[str, int]) -> list[str]:
+def _in_order(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=lambda label: (label.strip("_").lower() != "background", label))
 
 

@@ -50,19 +50,19 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     pictures = []
     for key in sorted(images.keys() | masks.keys()):
         mine, theirs = images.get(key, []), masks.get(key, [])
-        shown = source.shown((mine or theirs)[0])
+        shown, split = source.shown((mine or theirs)[0]), split_of((mine or theirs)[0])
         if len(mine) > 1 or len(theirs) > 1:
             several = [source.shown(name) for name in (mine if len(mine) > 1 else theirs)]
-            faults.add(shown, f"one picture and one mask must have the stem {key[1]!r}, got {listed(several, 3)}")
+            faults.add(shown, f"one picture and one mask must have the stem {key[1]!r}, got {listed(several, 3)}", split)
         elif not theirs:
-            faults.add(shown, f"no mask with the stem {key[1]!r} beside it")
+            faults.add(shown, f"no mask with the stem {key[1]!r} beside it", split)
         elif not mine:
-            faults.add(shown, f"no picture with the stem {key[1]!r} beside this mask")
+            faults.add(shown, f"no picture with the stem {key[1]!r} beside this mask", split)
         else:
-            with faults.of(shown):
+            with faults.of(shown, split):
                 path, mask = source.path(mine[0]), source.path(theirs[0])
-                pictures.append(Picture(path, mine[0], source.shown(theirs[0]), split_of(mine[0]), mask=mask))
-    faults.stop()
+                pictures.append(Picture(path, mine[0], source.shown(theirs[0]), split, mask=mask))
+    left_out = faults.stop(pictures)
     table, note = _class_table(source, classes, pictures)
     return Annotated(
         pictures,
@@ -73,6 +73,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
         ignore_color=table.ignore_color,
         mask_format=table.mask_format or "auto",
         notes=[note] if note else [],
+        left_out=left_out,
     )
 
 

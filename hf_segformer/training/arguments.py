@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..data.arguments import DataArguments
-from ..data.file_tree import tolerant_probes
+from ..data.tolerance import tolerant_probes
 from ..data.segmentation_data import SegmentationData
 from ..data.training_samples import ON_BAD_SAMPLE
 from ..evaluation.protocols import Protocol

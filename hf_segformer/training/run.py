@@ -336,7 +336,7 @@ class Run:
 
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
-        launch = {"launch": describe_launch(self.accelerator)}
+        launch = {"launch": describe_launch(self.accelerator), "left_out": list(map(str, self.data.left_out))}
         return launch | {"changes": self.progress.changes, "bad_samples": self.progress.bad_samples}
 
     def publish(self) -> None:
