@@ -239,15 +239,17 @@ def test_the_first_mask_of_voc_may_be_damaged(tmp_path):
 
 def test_training_lists_what_it_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    folder = some_labelme(tmp_path / "in")
-    two_points(folder)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    two_points(some_labelme(folder / "night"))
     torch.manual_seed(0)
     SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=2)).save_pretrained(tmp_path / "start")
     words = ["train", "--data", folder, "--output_dir", tmp_path / "out", "--model", tmp_path / "start"]
     words += ["--crop_size", 32, "--batch_size", 1, "--num_workers", 0, "--num_threads", 1, "--max_steps", 2]
     assert main([*map(str, words)]) == 2
     with pytest.warns(UserWarning, match=r"in: 1 annotations are wrong, their pictures are left out"):
-        assert main([*map(str, words), "--on_bad_sample", "skip"]) is None
+        assert main([*map(str, words), "--on_bad_sample", "skip"]) == 0
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
-    (text,) = recipe["left_out"]
-    assert text.startswith(f"{folder}/p1.json: shape 1 ('only here'): a polygon needs")
+    (fault,) = recipe["left_out"]
+    assert fault["annotation"] == "night/p1.json"
+    assert fault["reason"] == "shape 1 ('only here'): a polygon needs at least 3 points, got 2"

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
+
+from .files import shown
 
 SHOWN_FAULTS = 10
 _TOLERANT: ContextVar[bool] = ContextVar("tolerant_probes", default=False)
@@ -28,6 +31,11 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.place}: {self.rule}" if self.place else self.rule
+
+    def within(self, root: str | os.PathLike) -> dict[str, str]:
+        """Return place and rule as a value of JSON, with the place named from the data set on."""
+        place = self.place.removeprefix(shown(root)).lstrip("/: ") or os.path.basename(self.place)
+        return {"annotation": place, "reason": self.rule}
 
 
 def listed_faults(head: str, faults: Sequence[Fault]) -> str:
