@@ -251,16 +251,6 @@ def recognise(source: Source) -> str:
     raise ValueError(f"{place}: this can be read as {readings}; format must say which")
 
 
-def recognise_published(source: Source) -> str | None:
-    """Return the name of a published data set, or of parquet files, that lies there as it is distributed."""
-    folders = {name.split("/")[0] for name in source.files if "/" in name}
-    if {"leftImg8bit", "gtFine"} <= folders or source.has("gtFine_trainvaltest.zip"):
-        return "cityscapes"
-    if "ADEChallengeData2016" in (source.name, *folders):
-        return "ade20k"
-    return "parquet" if any(name.endswith(".parquet") for name in source.files) else None
-
-
 def _rows(pictures: Sequence[Picture]) -> Any:
     return build_dataset(
         [picture.image for picture in pictures],

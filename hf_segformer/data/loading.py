@@ -19,9 +19,10 @@ from .cityscapes import load_cityscapes
 from .coco_stuff import load_coco_stuff
 from .files import shown
 from .folder import load_folder
-from .formats import FORMATS, load_annotated, recognise_published, unknown_format
+from .formats import FORMATS, load_annotated, unknown_format
 from .hub import load_hub
 from .label_map import read_label_map, with_label_map
+from .published import recognise_published
 from .scenes import load_scenes
 from .segmentation_data import MissingSplit, SegmentationData
 from .source import Source
@@ -103,10 +104,13 @@ def load_any(data: str | Path, format: str | None = None, **options: Any) -> Seg
             raise ValueError(f"{place}, and as a data set of the Hub: {error}") from error
     if format in LOADERS:
         return load_dataset(format, data, **options)
-    source = Source(data, options.pop("pictures", None), options.get("allow_outside_files", False))
+    source = Source(data, options.get("pictures"), options.get("allow_outside_files", False))
     if format is None and (published := recognise_published(source)) is not None:
-        return replace(found := load_dataset(published, data, **options), description=_described(found, published))
-    options.pop("allow_outside_files", None)
+        place = source.root / published.folder if published.folder and not source.given else data
+        found = load_dataset(published.name, place, **options)
+        return replace(found, description=_described(found, published.name))
+    for name in ("pictures", "allow_outside_files"):
+        options.pop(name, None)
     names = {"train_split", "validation_split", "validation_fraction", "group_by", "folds", "fold"} & options.keys()
     splits = {name: options.pop(name) for name in names}
     if "split_seed" in options:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures beside masks: `images/` and one of `masks/`, `labels/`, `annotations/`, `gt/` ..., or both in one folder.
 
-Splits may be folders above or below these. A mask has the stem of its picture, or this with `_mask`, `_label`, `_seg`
+Splits may be folders above or below these, or in their names (`train_images`, `trainannot`); pictures may also lie in
+the folder around that of the masks. A mask has the stem of its picture, or this with `_mask`, `_label`, `_seg`
 and the like at its end, which in one folder it must have.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from ..texts import listed
 from .annotated import Annotated, Faults, Picture
 from .classes import CLASS_FILES, ClassTable, class_table_of, names_in_text
-from .file_names import split_of
+from .file_names import SPLIT_NAMES, split_of
 from .file_tree import probe_evenly
 from .labels import stored_values
 from .segmentation_data import open_picture, place_of
@@ -25,7 +26,7 @@ WHAT = "Pictures beside masks"
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures")
 MASK_FOLDERS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "gt", "ground_truth", "groundtruth"),
-    *("segmentations", "segmentation", "annotated", "gts"),
+    *("segmentations", "segmentation", "annotated", "gts", "annot"),
 )
 _MASK_END = re.compile(r"[_.-](masks?|labels?|segmentation|seg|gt|annotation|labelids|labeltrainids)$", re.IGNORECASE)
 _IMAGE_END = re.compile(r"[_.-](image|img|rgb|sat)$", re.IGNORECASE)
@@ -50,7 +51,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     pictures = []
     for key in sorted(images.keys() | masks.keys()):
         mine, theirs = images.get(key, []), masks.get(key, [])
-        shown, split = source.shown((mine or theirs)[0]), split_of((mine or theirs)[0])
+        shown, split = source.shown((mine or theirs)[0]), split_of(f"{key[0]}/")
         if len(mine) > 1 or len(theirs) > 1:
             several = [source.shown(name) for name in (mine if len(mine) > 1 else theirs)]
             faults.add(shown, f"one picture and one mask must have the stem {key[1]!r}, got {listed(several, 3)}", split)
@@ -83,22 +84,31 @@ Sides = dict[tuple[str, str], list[str]]  # (place, stem) -> files
 def _sides(source: Source) -> tuple[Sides, Sides]:
     """Return pictures and masks by the place that they share, and their common stem."""
     found: dict[str, Sides] = {kind: defaultdict(list) for kind in ("image", "mask")}
+    rest: Sides = defaultdict(list)
     for name in source.image_names:
         *folders, last = name.split("/")
-        kinds = [(i, _kind(f)) for i, f in enumerate(folders) if _kind(f)]
-        if kinds:
-            position, kind = kinds[-1]
-            place = "/".join((*folders[:position], *folders[position + 1 :]))
-            stem = last.rpartition(".")[0]
-            found[kind][place, stem].append(name)
+        kinds = [(i, *_kind(f)) for i, f in enumerate(folders) if _kind(f)[0]]
+        position, kind, split = kinds[-1] if kinds else (len(folders), "", "")
+        place = "/".join((*folders[:position], *filter(None, [split]), *folders[position + 1 :]))
+        (found[kind] if kind else rest)[place, last.rpartition(".")[0]].append(name)
     images, masks = found["image"], found["mask"]
+    if masks and not images:
+        places = {place for place, _ in masks}
+        images = {key: names for key, names in rest.items() if key[0] in places}
     if images and masks:
         return _matched(images, masks)
     return _in_one_folder(source.image_names)
 
 
-def _kind(folder: str) -> str:
-    return "image" if folder.lower() in IMAGE_FOLDERS else "mask" if folder.lower() in MASK_FOLDERS else ""
+def _kind(folder: str) -> tuple[str, str]:
+    """Whether a folder is one of images or masks, and the split in its name."""
+    name = folder.lower()
+    split = next((s for s in sorted(SPLIT_NAMES, key=len, reverse=True) if name.startswith(s)), "")
+    for word, start in ((name, ""), (name[len(split) :].lstrip("_- "), folder[: len(split)])):
+        kind = "image" if word in IMAGE_FOLDERS else "mask" if word in MASK_FOLDERS else ""
+        if kind:
+            return kind, start
+    return "", ""
 
 
 def _matched(images: Sides, masks: Sides) -> tuple[Sides, Sides]:
