@@ -67,7 +67,8 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
         with faults.of(source.shown(name)):
             content = source.json(name)
             if not is_coco(content):
-                raise ValueError('it must be a COCO file, with lists "images", "annotations" and "categories"')
+                lists = 'lists "images", "annotations" and "categories"'
+                raise ValueError(f"it must be a COCO file of instances, with {lists} and without keypoints or segments")
             files.append((name, content))
     faults.stop()
     categories = _Categories(source, files, classes)

@@ -33,6 +33,7 @@ from .hub import named_classes
 from .label_map import read_label_map, with_label_map
 from .labels import ORIENTATIONS, AnnotationFormat
 from .mask_classes import MaskClasses
+from .other_kinds import explain_masks_of_tasks, explain_other_kind
 from .rasteriser import stored_value
 from .segmentation_data import SegmentationData, build_dataset, place_of
 from .source import Source
@@ -236,6 +237,9 @@ def recognise(source: Source) -> str:
     reasons = {name: reason for name, format in FORMATS.items() if (reason := format.recognise(source)) is not None}
     if len(reasons) > 1:
         reasons.pop(GENERAL, None)
+    explain = {(): explain_other_kind, (GENERAL,): explain_masks_of_tasks}.get(tuple(reasons))
+    if explain and (other_kind := explain(source)):
+        raise ValueError(other_kind)
     if len(reasons) == 1:
         return next(iter(reasons))
     place = source.shown(source.given)
