@@ -72,17 +72,17 @@ class DataArguments:
         default=None, metadata={"help": "Share that is held out where there is no validation split."}
     )
     split_seed: int | None = field(
-        default=None, metadata={"help": "data: seed of the choice of held-out pictures, and of folds."}
+        default=None, metadata={"help": "data, Hub: seed of the choice of held-out pictures, and of folds."}
     )
     group_by: str | None = field(
         default=None,
         metadata={
-            "help": "data: regular expression on file names; pictures with the same match (or first group) stay "
+            "help": "data, Hub: regular expression on file names; pictures with the same match (or first group) stay "
             "together."
         },
     )
-    folds: int | None = field(default=None, metadata={"help": "data: number of parts for cross-validation."})
-    fold: int | None = field(default=None, metadata={"help": "data: the part, 0..folds-1, that is held out."})
+    folds: int | None = field(default=None, metadata={"help": "data, Hub: number of parts for cross-validation."})
+    fold: int | None = field(default=None, metadata={"help": "data, Hub: the part, 0..folds-1, that is held out."})
     label_map: str | None = field(
         default=None,
         metadata={"help": "JSON file {id: new id or null}, or cityscapes (its label ids); class_names names new ids."},

@@ -98,7 +98,8 @@ def load_any(data: str | Path, format: str | None = None, **options: Any) -> Seg
         raise ValueError(unknown_format(format, (*FORMATS, *LOADERS)))
     if format is None and re.fullmatch(r"[\w.-]+/[\w.-]+", str(data)) and not os.path.exists(data):
         try:
-            return load_dataset(str(data), None, **options)
+            found = load_dataset(str(data), None, **options)
+            return replace(found, description=_described(found, str(data)))
         except ValueError as error:
             place = f"data {data}: no such file or folder in {shown(os.getcwd())}"
             raise ValueError(f"{place}, and as a data set of the Hub: {error}") from error
@@ -122,7 +123,8 @@ def load_any(data: str | Path, format: str | None = None, **options: Any) -> Seg
 def _described(data: SegmentationData, name: str) -> str:
     kinds = {"to train on": data.train, "held out": data.validation}
     counts = [f"{len(rows)} pictures {what}" for what, rows in kinds.items() if not isinstance(rows, MissingSplit)]
-    return f"{name}: {', '.join(counts)}, {data.num_classes} classes"
+    how = f"; {data.description}" if data.description else ""
+    return f"{name}: {', '.join(counts)}, {data.num_classes} classes{how}"
 
 
 def _refuse_unknown(options: Mapping[str, Any], loader: Callable[..., SegmentationData], name: str) -> None:
