@@ -66,7 +66,10 @@ def test_groups_stay_together(tmp_path, kind):
     assert "4 of 12 held out (seed 0, 6 groups)" in data.description and data.description.startswith("parquet: ")
     for side, rows in (("train", data.train), ("validation", data.validation)):
         assert max(data.read_sample(row, side)[1].max() for row in rows) == 2  # the rare class is on both
-    assert names(load_dataset("parquet", root, group_by=r"patient(\d+)", validation_fraction=0.34)) == [train, validation]
+    assert names(load_dataset("parquet", root, group_by=r"patient(\d+)", validation_fraction=0.34)) == [
+        train,
+        validation,
+    ]
 
 
 def test_folds_hold_out_every_row_once_but_those_for_tests(tmp_path):
@@ -87,7 +90,9 @@ def test_rows_without_names(tmp_path):
     with pytest.raises(ValueError, match=rule):
         load_any(root, group_by="x")
     assert len(load_any(root, folds=3, fold=2).validation) == 4  # needs none
-    with pytest.raises(ValueError, match=r"group_by 'x' must be found in the name of every picture, not in 'train_pat"):
+    with pytest.raises(
+        ValueError, match=r"group_by 'x' must be found in the name of every picture, not in 'train_pat"
+    ):
         load_any(write(tmp_path / "named"), group_by="x")
 
 

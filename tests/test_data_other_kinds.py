@@ -82,7 +82,12 @@ def test_keypoints(tmp_path, name):
     keypoints(tmp_path / name)
     refused(tmp_path, name, "these are COCO keypoints, points without an area; export COCO instances")
     refused(tmp_path / name, name, "it must be a COCO file of instances", "without keypoints", format="coco")
-    coco(tmp_path / "instances_train2017.json", {"a.jpg": SIZE, "b.jpg": SIZE}, [("a.jpg", 1, flat_square(0, 0))], {1: "x"})
+    coco(
+        tmp_path / "instances_train2017.json",
+        {"a.jpg": SIZE, "b.jpg": SIZE},
+        [("a.jpg", 1, flat_square(0, 0))],
+        {1: "x"},
+    )
     assert load_any(tmp_path).class_names == ("background", "x")
 
 
@@ -91,8 +96,14 @@ def test_keypoints(tmp_path, name):
     [
         ({"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": "A cat"}]}, "COCO captions"),
         ([{"image_id": 1, "category_id": 2, "segmentation": {}, "score": 0.5}], "list of COCO results"),
-        ({"description": "", "tags": [], "size": {"height": 3, "width": 4}, "objects": []}, "Supervisely's own format"),
-        ({"a.jpg1234": {"filename": "a.jpg", "size": 1234, "regions": [], "file_attributes": {}}}, "VGG Image Annotator"),
+        (
+            {"description": "", "tags": [], "size": {"height": 3, "width": 4}, "objects": []},
+            "Supervisely's own format",
+        ),
+        (
+            {"a.jpg1234": {"filename": "a.jpg", "size": 1234, "regions": [], "file_attributes": {}}},
+            "VGG Image Annotator",
+        ),
         ({"_via_img_metadata": {"x": {"filename": "a.jpg", "regions": []}}}, "VGG Image Annotator"),
     ],
 )

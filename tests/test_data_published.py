@@ -8,11 +8,19 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from published_data import labels_of, random_label, random_photo, write_ade20k, write_cityscapes, write_coco_stuff
-from published_data import write_picture, zip_folder
 from tool_exports import coco, flat_square, mask, picture
 
 from hf_segformer.data import DataArguments, check_dataset, load_any, load_dataset
+from published_data import (
+    labels_of,
+    random_label,
+    random_photo,
+    write_ade20k,
+    write_cityscapes,
+    write_coco_stuff,
+    write_picture,
+    zip_folder,
+)
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian")
 CAMVID = (*CAMVID, "bicyclist")
@@ -112,7 +120,9 @@ def test_instances_beside_coco_stuff_are_another_reading(tmp_path):
     images = {f"{number:012d}.jpg": (21, 15) for number in (9, 25)}
     shapes = [(name, 1, [flat_square(0, 0)]) for name in images]
     coco(root / "annotations" / "instances_train2017.json", images, shapes, {1: "x"}, root / "train2017")
-    with pytest.raises(ValueError, match=r"'coco-stuff' \(stuffthingmaps\) and 'coco' \(.*instances_train2017\.json\)"):
+    with pytest.raises(
+        ValueError, match=r"'coco-stuff' \(stuffthingmaps\) and 'coco' \(.*instances_train2017\.json\)"
+    ):
         load_any(root)
     assert load_any(root, "coco-stuff").num_classes == 171
     assert load_any(root, "coco").class_names == ("background", "x")

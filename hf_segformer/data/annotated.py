@@ -197,7 +197,7 @@ class Faults:
 
     @contextlib.contextmanager
     def of(self, place: str, split: str = "") -> Iterator[None]:
-        """Note the `ValueError` that the block raises as a fault of a file, of a picture in the split if it has one."""
+        """Note the `ValueError` that the block raises as a fault of a file, or of a picture in a split."""
         try:
             yield
         except StorageError:

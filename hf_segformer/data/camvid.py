@@ -37,8 +37,8 @@ def load_camvid(data_root: str | Path) -> SegmentationData:
     """Load CamVid (Brostow et al., "Semantic object classes in video", 2009).
 
     Args:
-        data_root: Folder with `train`, `trainannot`, `val` and `valannot` of the SegNet tutorial (or a zip file of it),
-            or folder with `train`, `val` and `classes.json`, where annotations are 8-bit label ids, 255 = void.
+        data_root: Folder with `train`, `trainannot`, `val` and `valannot` of the SegNet tutorial, or a zip file of
+            it, or folder with `train`, `val` and `classes.json`, where annotations are 8-bit label ids, 255 = void.
 
     Raises:
         ValueError: Something is missing; the message names the path.

@@ -76,9 +76,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
             with faults.of(f"{source.shown(name)}: image {image.get('name')!r}", image.get("subset") or split):
                 reader.add(image, name, split)
     left_out = faults.stop(reader.pictures)
-    return Annotated(
-        reader.pictures, table.names, WHAT, palette=palette, notes=reader.notes(), left_out=left_out
-    )
+    return Annotated(reader.pictures, table.names, WHAT, palette=palette, notes=reader.notes(), left_out=left_out)
 
 
 def _labels(roots: Mapping[str, Element]) -> tuple[ClassTable, tuple[Color, ...] | None]:

@@ -150,7 +150,9 @@ def _data_set(
     return found, [outside, clause]
 
 
-def _split(annotated: Annotated, source: Source, splits: SplitOptions) -> tuple[list[Picture], list[Picture], Any, str]:
+def _split(
+    annotated: Annotated, source: Source, splits: SplitOptions
+) -> tuple[list[Picture], list[Picture], Any, str]:
     """Return what `split_pictures` does; pictures whose masks it could not read are left out before."""
     classes = _Classes(annotated, source)
     try:
@@ -163,8 +165,12 @@ def _split(annotated: Annotated, source: Source, splits: SplitOptions) -> tuple[
         raise ValueError(f"{source.shown(source.given)}: {error}") from None
     held_out = {picture.split for picture in found[1]} - {picture.split for picture in found[0]}
     if missing := [fault for fault in annotated.left_out if fault.split in held_out]:
-        head = f"{source.shown(source.given)}: {len(missing)} validation pictures cannot be left out, because a metric "
-        raise ValueError(listed_faults(head + "over fewer cannot be compared; repair these or take them away", missing))
+        head = (
+            f"{source.shown(source.given)}: {len(missing)} validation pictures cannot be left out, because a metric "
+        )
+        raise ValueError(
+            listed_faults(head + "over fewer cannot be compared; repair these or take them away", missing)
+        )
     return found
 
 

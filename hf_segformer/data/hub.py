@@ -114,9 +114,7 @@ def load_hub(
     standard = functools.partial(_standard_columns, columns=columns, path=path, places=places)
     clause = ""
     if group_by is not None or folds or fold is not None:
-        options = SplitOptions(
-            train_split, validation_split, validation_fraction, group_by, folds, fold, split_seed
-        )
+        options = SplitOptions(train_split, validation_split, validation_fraction, group_by, folds, fold, split_seed)
         train, validation, clause = deal_rows(splits, standard, options, path)
     else:
         train, validation = _train_and_validation(
@@ -312,7 +310,9 @@ def _standard_columns(
         names = rows["file_name"][:]
     else:
         names = [stem for _, stem in _stored_paths(pictures, "image")]
-    names = [generated_name(split, index) if name is None or name == "" else str(name) for index, name in enumerate(names)]
+    names = [
+        generated_name(split, index) if name is None or name == "" else str(name) for index, name in enumerate(names)
+    ]
     for index, name in enumerate(names):
         if reason := row_name_fault(name):
             raise ValueError(f"{path}: row {index} of split {split!r}: file_name {printable(name[:80])!r} {reason}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import posixpath
-import re
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +42,6 @@ FIELDS = {
     "ellipse": ("radiusX", "radiusY"),
     "rectangle": ("x", "y", "width", "height"),
 }
-_UPLOADED = re.compile("^[0-9a-f]{8}-")  # put before the name of a picture
 
 
 def recognise(source: Source) -> str | None:
@@ -148,13 +146,7 @@ class _Reader:
         wanted = [name for value in data.values() if (name := _picture_name(value)) is not None]
         if not wanted:
             raise ValueError(f"data must name a picture ({', '.join(IMAGE_SUFFIXES)}), got {short_repr(dict(data))}")
-        last = _UPLOADED.sub("", posixpath.basename(wanted[0]))
-        try:
-            return self.source.find_picture(wanted[0].lstrip("/"), folder)
-        except ValueError:
-            if last == posixpath.basename(wanted[0]):
-                raise
-        return self.source.find_picture(last, folder)
+        return self.source.find_picture(wanted[0].lstrip("/"), folder)
 
     def _region(self, region: Any, index: int) -> tuple[str, Polygon | Bitmap, str, tuple[int, int]] | None:
         if not isinstance(region, Mapping) or not isinstance(region.get("value", {}), Mapping):

@@ -12,6 +12,7 @@ from typing import Any
 from .source import Source
 
 PEEKED = 20  # JSON files looked into
+_YOLO_LINE = re.compile(rb"\s*\d+(\.0)?([ \t]+(0|1|[01]?\.\d+(e-\d+)?)){4,}[ \t]*(\r?\n|$)")
 _MASK_OF_TASK = re.compile(r"task-\d+-annotation-\d+-by-[^/]*\.(png|npy)", re.IGNORECASE)
 
 
@@ -31,9 +32,15 @@ def explain_other_kind(source: Source) -> str:
             f"not read; save each as a PNG of label ids, 8 or 16 bits deep, with the stem of its picture: "
             f"PIL.Image.fromarray(mask.astype('uint8')).save('masks/NAME.png')"
         )
-    texts = [name for name in source.named(".xml") if _has(source, name, b"<bndbox>")]
-    if texts:
-        return f"{source.shown(texts[0])}: these are boxes of Pascal VOC, not areas; export masks or polygons"
+    for name in source.named(".xml")[:PEEKED]:
+        if re.search(b"<bndbox>", _contents(source, name)):
+            return f"{source.shown(name)}: these are boxes of Pascal VOC, not areas; export masks or polygons"
+    for name in source.named(".txt")[:PEEKED]:
+        if _YOLO_LINE.match(_contents(source, name)):
+            return (
+                f"{source.shown(name)}: this looks like YOLO's labels, without data.yaml or a classes.txt (one name a line), "
+                f"which name the classes"
+            )
     return ""
 
 
@@ -48,11 +55,11 @@ def explain_masks_of_tasks(source: Source) -> str:
     return ""
 
 
-def _has(source: Source, name: str, mark: bytes) -> bool:
+def _contents(source: Source, name: str) -> bytes:
     try:
-        return mark in source.read(name)
+        return source.read(name)
     except ValueError:
-        return False
+        return b""
 
 
 def _first(content: Any, field: str) -> Mapping:

@@ -2,35 +2,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures beside masks: `images/` and one of `masks/`, `labels/`, `annotations/`, `gt/` ..., or both in one folder.
 
-Splits may be folders above or below these, or in their names (`train_images`, `trainannot`); pictures may also lie in
+A mask may also begin with `mask_` and the like, and a picture with `image_`. Splits may be folders above or below these, or in their names (`train_images`, `trainannot`); pictures may also lie in
 the folder around that of the masks. A mask has the stem of its picture, or this with `_mask`, `_label`, `_seg`
 and the like at its end, which in one folder it must have.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ..texts import listed
+from ..texts import listed, short_repr
 from .annotated import Annotated, Faults, Picture
 from .classes import CLASS_FILES, ClassTable, class_table_of, names_in_text
 from .file_names import SPLIT_NAMES, split_of
 from .file_tree import probe_evenly
 from .labels import stored_values
 from .segmentation_data import open_picture, place_of
-from .source import Source
+from .source import Source, loose_name
 
 WHAT = "Pictures beside masks"
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures")
 MASK_FOLDERS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "gt", "ground_truth", "groundtruth"),
-    *("segmentations", "segmentation", "annotated", "gts", "annot"),
+    *("segmentations", "segmentation", "annotated", "gts", "annot", "ann"),
 )
-_MASK_END = re.compile(r"[_.-](masks?|labels?|segmentation|seg|gt|annotation|labelids|labeltrainids)$", re.IGNORECASE)
-_IMAGE_END = re.compile(r"[_.-](image|img|rgb|sat)$", re.IGNORECASE)
+_MASK = "masks?|labels?|segmentation|seg|gt|annotation|labelids|labeltrainids"
+_IMAGE = "image|img|rgb|sat"
+_MASK_END = re.compile(rf"[_.-]({_MASK})$|^({_MASK})[_-](?=.)", re.IGNORECASE)
+_IMAGE_END = re.compile(rf"[_.-]({_IMAGE})$|^({_IMAGE})[_-](?=.)", re.IGNORECASE)
 TEXT_FILES = ("labels.txt", "class_names.txt")
+_COLOR_TABLE = re.compile(r"class_dict\w*\.csv", re.IGNORECASE)  # with a first line name,r,g,b
 
 
 def recognise(source: Source) -> str | None:
@@ -54,7 +58,9 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
         shown, split = source.shown((mine or theirs)[0]), split_of(f"{key[0]}/")
         if len(mine) > 1 or len(theirs) > 1:
             several = [source.shown(name) for name in (mine if len(mine) > 1 else theirs)]
-            faults.add(shown, f"one picture and one mask must have the stem {key[1]!r}, got {listed(several, 3)}", split)
+            faults.add(
+                shown, f"one picture and one mask must have the stem {key[1]!r}, got {listed(several, 3)}", split
+            )
         elif not theirs:
             faults.add(shown, f"no mask with the stem {key[1]!r} beside it", split)
         elif not mine:
@@ -95,9 +101,8 @@ def _sides(source: Source) -> tuple[Sides, Sides]:
     if masks and not images:
         places = {place for place, _ in masks}
         images = {key: names for key, names in rest.items() if key[0] in places}
-    if images and masks:
-        return _matched(images, masks)
-    return _in_one_folder(source.image_names)
+    sides = _matched(images, masks) if images and masks else _in_one_folder(source.image_names)
+    return _with_loose_partners(*sides)
 
 
 def _kind(folder: str) -> tuple[str, str]:
@@ -127,6 +132,18 @@ def _matched(images: Sides, masks: Sides) -> tuple[Sides, Sides]:
     return dict(shortened(images, short_masks, _IMAGE_END)), dict(short_masks)
 
 
+def _with_loose_partners(images: Sides, masks: Sides) -> tuple[Sides, Sides]:
+    """Give masks without a picture the stem of the only one that differs as `loose_name` takes away."""
+    alone: defaultdict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for place, stem in images.keys() - masks.keys():
+        alone[place, loose_name(stem)].append((place, stem))
+    renamed: Sides = defaultdict(list)
+    for (place, stem), names in masks.items():
+        partners = [] if (place, stem) in images else alone.get((place, loose_name(stem)), [])
+        renamed[partners[0] if len(partners) == 1 else (place, stem)].extend(names)
+    return images, dict(renamed)
+
+
 def _in_one_folder(names: Iterable[str]) -> tuple[Sides, Sides]:
     images: Sides = defaultdict(list)
     masks: Sides = defaultdict(list)
@@ -145,7 +162,7 @@ def _class_table(source: Source, classes: ClassTable | None, pictures: list[Pict
         return classes, ""
     for name in source.files:
         folder, _, last = name.rpartition("/")
-        if last in (*CLASS_FILES, *TEXT_FILES) and folder.count("/") < 2:
+        if (last in (*CLASS_FILES, *TEXT_FILES) or _COLOR_TABLE.fullmatch(last)) and folder.count("/") < 2:
             return _read_table(source, name), ""
     values: set[int] = set()
 
@@ -164,11 +181,24 @@ def _class_table(source: Source, classes: ClassTable | None, pictures: list[Pict
     )
 
 
+def _color_table(text: str) -> dict[str, list]:
+    """Names and colours of a table with a line `name,r,g,b` and one for each class."""
+    rows = [[field.strip() for field in row] for row in csv.reader(text.split("\n")) if row]
+    if not rows or [field.lower() for field in rows[0]] != ["name", "r", "g", "b"]:
+        raise ValueError(f"its first line must be name,r,g,b, got {short_repr(','.join(rows[0]) if rows else '')}")
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != 4 or not all(field.isascii() and field.isdigit() for field in row[1:]):
+            raise ValueError(f"line {number} must be a name and three integers, got {short_repr(','.join(row))}")
+    return {"names": [row[0] for row in rows[1:]], "palette": [[*map(int, row[1:])] for row in rows[1:]]}
+
+
 def _read_table(source: Source, name: str) -> ClassTable:
     shown = source.shown(name)
     try:
         if name.endswith(".txt"):
             return class_table_of(names_in_text(source.text(name)), shown)
+        if name.lower().endswith(".csv"):
+            return class_table_of(_color_table(source.text(name)), shown)
         content = source.json(name, (dict, list))
     except ValueError as error:
         raise ValueError(f"{shown}: {error}" if not str(error).startswith(shown) else str(error)) from None

@@ -232,6 +232,7 @@ def _pictures_at(source: Source, bases: list[str], place: str, faults: Faults, s
                 continue
             with faults.of(f"{source.shown(place)}, line {number}", split):
                 picture = _place(source, [posixpath.dirname(place), *bases], line.strip())
+                picture = picture or _tail(source, line.strip().replace("\\", "/"))
                 if picture is None or not source.has(picture):
                     raise ValueError(f"picture {short_repr(line.strip())} is missing")
                 yield picture

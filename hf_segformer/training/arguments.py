@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..data.arguments import DataArguments
-from ..data.tolerance import tolerant_probes
 from ..data.segmentation_data import SegmentationData
+from ..data.tolerance import tolerant_probes
 from ..data.training_samples import ON_BAD_SAMPLE
 from ..evaluation.protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
