@@ -77,7 +77,9 @@ def test_folds_hold_out_every_row_once_but_those_for_tests(tmp_path):
     parts = [load_any(root, folds=4, fold=fold) for fold in range(4)]
     held_out = [names(data)[1] for data in parts]
     expected = [f"{split}_patient{k // 2}_{k}.png" for split in ("train", "validation") for k in range(COUNT)]
-    assert sorted(sum(held_out, [])) == sorted(expected) and {len(part) for part in held_out} == {6}
+    assert sorted(name for part in held_out for name in part) == sorted(expected) and {
+        len(part) for part in held_out
+    } == {6}
     assert "fold 1 of 0..3: 6 of 24 held out (seed 0) (not used: 12 test)" in parts[1].description
     assert names(load_any(root, folds=4, fold=0, split_seed=1))[1] != held_out[0]
     data = load_any(root, folds=3, fold=0, group_by=r"(\w+_patient\d+)")

@@ -25,11 +25,10 @@ def explain_other_kind(source: Source) -> str:
         for is_kind, text in _JSON_KINDS:
             if is_kind(content):
                 return f"{source.shown(name)}: {text}"
-    arrays = [name for name in source.named(".npy", ".npz", ".mat")]
-    if arrays:
+    if arrays := source.named(".npy", ".npz", ".mat"):
         return (
-            f"{source.shown(arrays[0])}: masks in files of arrays ({len(arrays)} *{posixpath.splitext(arrays[0])[1]}) are "
-            f"not read; save each as a PNG of label ids, 8 or 16 bits deep, with the stem of its picture: "
+            f"{source.shown(arrays[0])}: masks in files of arrays ({len(arrays)} *{posixpath.splitext(arrays[0])[1]}) "
+            f"are not read; save each as a PNG of label ids, 8 or 16 bits deep, with the stem of its picture: "
             f"PIL.Image.fromarray(mask.astype('uint8')).save('masks/NAME.png')"
         )
     for name in source.named(".xml")[:PEEKED]:
@@ -38,8 +37,8 @@ def explain_other_kind(source: Source) -> str:
     for name in source.named(".txt")[:PEEKED]:
         if _YOLO_LINE.match(_contents(source, name)):
             return (
-                f"{source.shown(name)}: this looks like YOLO's labels, without data.yaml or a classes.txt (one name a line), "
-                f"which name the classes"
+                f"{source.shown(name)}: this looks like YOLO's labels, without data.yaml or a classes.txt (one name a "
+                f"line), which name the classes"
             )
     return ""
 
@@ -49,8 +48,8 @@ def explain_masks_of_tasks(source: Source) -> str:
     for name in source.named(".png", ".npy"):
         if _MASK_OF_TASK.fullmatch(posixpath.basename(name)):
             return (
-                f"{source.shown(name)}: this is Label Studio's export of brush strokes as pictures, which does not say "
-                f"to which picture a task belongs; export JSON, and give it together with the pictures"
+                f"{source.shown(name)}: this is Label Studio's export of brush strokes as pictures, which does not "
+                f"say to which picture a task belongs; export JSON, and give it together with the pictures"
             )
     return ""
 

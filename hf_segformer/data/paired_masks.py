@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures beside masks: `images/` and one of `masks/`, `labels/`, `annotations/`, `gt/` ..., or both in one folder.
 
-A mask may also begin with `mask_` and the like, and a picture with `image_`. Splits may be folders above or below these, or in their names (`train_images`, `trainannot`); pictures may also lie in
-the folder around that of the masks. A mask has the stem of its picture, or this with `_mask`, `_label`, `_seg`
-and the like at its end, which in one folder it must have.
+Splits may be folders above or below these, or in their names (`train_images`, `trainannot`); pictures may also lie in
+the folder around that of the masks. A mask has the stem of its picture, or this with `_mask`, `_label`, `_seg` and the
+like at its end, or `mask_` before it; in one folder it must have one of these.
 """
 
 from __future__ import annotations
