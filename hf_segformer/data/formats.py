@@ -165,12 +165,9 @@ def _split(
         raise ValueError(f"{source.shown(source.given)}: {error}") from None
     held_out = {picture.split for picture in found[1]} - {picture.split for picture in found[0]}
     if missing := [fault for fault in annotated.left_out if fault.split in held_out]:
-        head = (
-            f"{source.shown(source.given)}: {len(missing)} validation pictures cannot be left out, because a metric "
-        )
-        raise ValueError(
-            listed_faults(head + "over fewer cannot be compared; repair these or take them away", missing)
-        )
+        rule = "validation pictures cannot be left out, because a metric over fewer cannot be compared"
+        head = f"{source.shown(source.given)}: {len(missing)} {rule}; repair these or take them away"
+        raise ValueError(listed_faults(head, missing))
     return found
 
 

@@ -107,8 +107,8 @@ def load_any(data: str | Path, format: str | None = None, **options: Any) -> Seg
         return load_dataset(format, data, **options)
     source = Source(data, options.get("pictures"), options.get("allow_outside_files", False))
     if format is None and (published := recognise_published(source)) is not None:
-        place = str(source.root / published.folder) if published.folder and not source.given else data
-        found = load_dataset(published.name, place, **options)
+        root = source.root / published.folder if published.folder and not source.given else data
+        found = load_dataset(published.name, root, **options)
         return replace(found, description=_described(found, published.name))
     for name in ("pictures", "allow_outside_files"):
         options.pop(name, None)
