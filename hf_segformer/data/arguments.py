@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .formats import FORMATS
 from .loading import load_any, load_dataset
 from .tolerance import listed_faults
 from .validation import check_dataset
@@ -47,7 +48,7 @@ class DataArguments:
         },
     )
     format: str | None = field(
-        default=None, metadata={"help": "data: its format (labelme, coco, ...); found out if left out."}
+        default=None, metadata={"help": f"data: its format ({', '.join(FORMATS)}); found out if left out."}
     )
     pictures: str | None = field(
         default=None, metadata={"help": "data: folder with the pictures, where they lie apart from the annotations."}

@@ -11,7 +11,7 @@ from ..data.arguments import DataArguments
 from ..data.segmentation_data import SegmentationData
 from ..data.tolerance import tolerant_probes
 from ..data.training_samples import ON_BAD_SAMPLE
-from ..evaluation.protocols import Protocol
+from ..evaluation.protocols import PROTOCOLS, Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
 from .losses import SegmentationLoss
@@ -142,7 +142,8 @@ class TrainArguments(DataArguments):
     )
 
     protocol: str | None = field(
-        default=None, metadata={"help": "Evaluation protocol, see evaluate.py; the recipe's, otherwise processor."}
+        default=None,
+        metadata={"help": f"Evaluation: {', '.join(PROTOCOLS)}; the recipe's if left out, otherwise processor."},
     )
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
@@ -153,7 +154,8 @@ class TrainArguments(DataArguments):
     on_bad_sample: str = field(
         default="stop",
         metadata={
-            "help": "stop, or skip: train on another picture in place of a damaged one, and list those skipped."
+            "help": "stop, or skip: leave out pictures with wrong annotations, train on others in place of damaged ones, "
+            "and list them."
         },
     )
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
