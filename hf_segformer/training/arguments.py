@@ -154,8 +154,8 @@ class TrainArguments(DataArguments):
     on_bad_sample: str = field(
         default="stop",
         metadata={
-            "help": "stop, or skip: leave out pictures with wrong annotations, train on others in place of damaged ones, "
-            "and list them."
+            "help": "stop, or skip: leave out pictures with wrong annotations, train on others in place of damaged "
+            "ones, and list them."
         },
     )
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})
