@@ -141,10 +141,11 @@ def test_wrong_files_are_named_all_at_once(tmp_path):
         labelme(tmp_path / f"{name}.json", [square("car", 1, 1)])
     (tmp_path / "a.json").write_text('{"shapes": [')
     labelme(tmp_path / "b.json", [], image_path="nowhere.jpg")
+    (tmp_path / "b.jpg").unlink()
     labelme(tmp_path / "c.json", [square("car", 1, 1)], image_path="d.jpg")
     labelme(tmp_path / "e.json", [square("car", 1, 1)], size=(30, 40))
     labelme(tmp_path / "f.json", [], imageWidth="wide")
-    (tmp_path / "g.json").write_bytes(b"\xff\xfe{}")
+    (tmp_path / "g.json").write_bytes(b"\xff{}")
     with pytest.raises(ValueError) as caught:
         load_any(tmp_path)
     text = str(caught.value)

@@ -19,6 +19,7 @@ from hf_segformer import cli
 from hf_segformer.cli import COMMANDS, EXTRA
 from hf_segformer.commands import convert
 from hf_segformer.data.scenes import CLASS_NAMES
+from hf_segformer.evaluation.protocols import PROTOCOLS
 from scene_folder import write_scene_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,11 @@ def test_the_example_of_a_command_uses_flags_that_it_has(name, capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0 and f"usage: segformer {name}" in shown
     assert set(re.findall(r"--\w+", COMMANDS[name].example)) <= set(re.findall(r"--\w+", shown))
+    assert not re.search(r"\w\.py\b|scripts?\b|\.\.\.\)", shown)  # a flag says its values itself
+    if "--protocol" in shown:
+        assert all(protocol in " ".join(shown.split()) for protocol in PROTOCOLS)
+    for flag in re.findall(r"--no_(\w+),", shown):
+        assert f"Turn --{flag} off." in " ".join(shown.split())
 
 
 def test_a_program_of_that_name_still_registers(tmp_path):

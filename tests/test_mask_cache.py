@@ -126,3 +126,29 @@ def test_without_locks_nothing_is_removed(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SEGFORMER_MASKS_GB", "0")
     names = {start(root, data_set(tmp_path / name)) for name in "AB"}
     assert kept(root) == names
+
+
+class Counted(int):
+    """A number of bytes that counts additions and subtractions."""
+
+    done = 0
+
+    def _result(self, value):
+        type(self).done += 1
+        return Counted(value)
+
+    def __add__(self, other):
+        return self._result(int(self) + int(other))
+
+    def __sub__(self, other):
+        return self._result(int(self) - int(other))
+
+    __radd__ = __add__
+
+
+def test_the_work_grows_as_the_number_of_data_sets(root, monkeypatch):
+    count = 60
+    for index in range(count):
+        (root / f"{index:03}").mkdir(parents=True)
+    monkeypatch.setattr(mask_cache, "_size", lambda folder: Counted(10))
+    assert len(mask_cache.trim(root, 0)) == count and Counted.done <= 3 * count

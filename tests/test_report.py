@@ -331,7 +331,7 @@ def test_training_writes_a_report(trained):
     assert parsed.of("h2")[:4] == ["Curves", "Base lines", "Classes", "Confusion"]
     assert f"{100 * metrics['mean_iou']:.2f} %" in parsed.of("b")
     assert [row[0] for row in rows_of(page, "Classes")[1:-1]] == metrics["class_names"]
-    assert [len(points) for points in points_of(page).values()] == [4, 2, 4]  # loss, mIoU, learning rate
+    assert [len(points) for points in points_of(page).values()] == [4, 2, 2, 4]  # loss, mIoU, base line, learning rate
     assert page.count("<img ") == 6 + len(metrics["worst"]) == 12
     settings, versions = (dict(rows_of(page, heading)) for heading in ("Settings", "Versions"))
     assert settings["max_steps"] == "4" and settings["crop_size"] == "32" and settings["seed"] == "0"

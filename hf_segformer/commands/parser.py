@@ -16,6 +16,9 @@ class Parser(HfArgumentParser):
 
     def __init__(self, dataclass_types: Any, **options: Any) -> None:
         super().__init__(dataclass_types, **options)
+        for flag, action in self._option_string_actions.items():
+            if flag.startswith("--no_"):  # made for what is true by default, with the help of its opposite
+                action.help = f"Turn --{flag.removeprefix('--no_')} off."
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print."""

@@ -27,16 +27,18 @@ Whatever is wrong is a `ValueError` that says the rule and what came instead. Fo
     for name in names:
         with faults.of(source.shown(name)):
             ...
-    faults.stop()
+    left_out = faults.stop(pictures)
 
-so that up to ten are reported at once. Splits are named as the tool names them (`Picture.split`); roles, held-out
+so that up to ten are reported at once, and runs that pass over bad samples leave out the pictures that have some: a
+picture with a fault must not be among `pictures`, and what concerns more than single pictures is stopped at before,
+by `faults.stop()`. Splits are named as the tool names them (`Picture.split`); roles, held-out
 pictures, folds, pixels outside all shapes and maps of ids are the business of `formats`, the same for all.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +47,9 @@ import numpy as np
 from ..texts import short_repr
 from .classes import Color
 from .files import StorageError, printable
+from .tolerance import Fault, is_tolerant, listed_faults
 
 IGNORED = -1  # label of shapes that the annotator has left out
-SHOWN_FAULTS = 10
 MAX_COORDINATE = 1e9
 
 
@@ -162,6 +164,7 @@ class Annotated:
         background: Class of pixels outside every shape, where the format has one; `IGNORED` where it says that they
             have none; None where it says nothing.
         notes: What the user should know about the reading, one short clause each.
+        left_out: Faults of pictures that are left out for them.
     """
 
     pictures: list[Picture]
@@ -174,6 +177,7 @@ class Annotated:
     id_map: tuple[tuple[int, int], ...] = ()
     background: int | None = None
     notes: list[str] = field(default_factory=list)
+    left_out: list[Fault] = field(default_factory=list)
 
 
 class Faults:
@@ -185,32 +189,38 @@ class Faults:
 
     def __init__(self, what: str):
         self.what = what
-        self._found: list[str] = []
+        self._found: list[Fault] = []
 
-    def add(self, place: str, rule: str) -> None:
+    def add(self, place: str, rule: str, split: str = "") -> None:
         """Note a fault of a file."""
-        self._found.append(f"{place}: {rule}" if place else rule)
+        self._found.append(Fault(place, rule, split))
 
     @contextlib.contextmanager
-    def of(self, place: str) -> Iterator[None]:
-        """Note the `ValueError` that the block raises as a fault of a file."""
+    def of(self, place: str, split: str = "") -> Iterator[None]:
+        """Note the `ValueError` that the block raises as a fault of a file, or of a picture in a split."""
         try:
             yield
         except StorageError:
             raise
         except ValueError as error:
-            self.add(place, str(error))
+            self.add(place, str(error), split)
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def stop(self) -> None:
-        """Raise `ValueError` with the first ten faults, if there are any."""
-        if self._found:
-            count = len(self._found)
-            more = f"\n  ... and {count - SHOWN_FAULTS} more" if count > SHOWN_FAULTS else ""
-            head = f"{self.what}: {count} annotation{'s are' if count > 1 else ' is'} wrong:\n  "
-            raise ValueError(head + "\n  ".join(self._found[:SHOWN_FAULTS]) + more)
+    def stop(self, good: Sized = ()) -> list[Fault]:
+        """Raise `ValueError` with the first ten faults, if there are any.
+
+        Args:
+            good: The pictures without a fault, where each fault is that of a picture which can be left out.
+
+        Returns:
+            The faults that are put up with, see `tolerant_probes`.
+        """
+        if self._found and not (is_tolerant() and len(good)):
+            verb = "s are" if len(self._found) > 1 else " is"
+            raise ValueError(listed_faults(f"{self.what}: {len(self._found)} annotation{verb} wrong", self._found))
+        return self._found
 
 
 def shape_place(index: int, label: Any, word: str = "shape") -> str:

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .formats import FORMATS
 from .loading import load_any, load_dataset
+from .tolerance import listed_faults
 from .validation import check_dataset
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class DataArguments:
         },
     )
     format: str | None = field(
-        default=None, metadata={"help": "data: its format (labelme, coco, ...); found out if left out."}
+        default=None, metadata={"help": f"data: its format ({', '.join(FORMATS)}); found out if left out."}
     )
     pictures: str | None = field(
         default=None, metadata={"help": "data: folder with the pictures, where they lie apart from the annotations."}
@@ -70,17 +73,17 @@ class DataArguments:
         default=None, metadata={"help": "Share that is held out where there is no validation split."}
     )
     split_seed: int | None = field(
-        default=None, metadata={"help": "data: seed of the choice of held-out pictures, and of folds."}
+        default=None, metadata={"help": "data, Hub: seed of the choice of held-out pictures, and of folds."}
     )
     group_by: str | None = field(
         default=None,
         metadata={
-            "help": "data: regular expression on file names; pictures with the same match (or first group) stay "
+            "help": "data, Hub: regular expression on file names; pictures with the same match (or first group) stay "
             "together."
         },
     )
-    folds: int | None = field(default=None, metadata={"help": "data: number of parts for cross-validation."})
-    fold: int | None = field(default=None, metadata={"help": "data: the part, 0..folds-1, that is held out."})
+    folds: int | None = field(default=None, metadata={"help": "data, Hub: number of parts for cross-validation."})
+    fold: int | None = field(default=None, metadata={"help": "data, Hub: the part, 0..folds-1, that is held out."})
     label_map: str | None = field(
         default=None,
         metadata={"help": "JSON file {id: new id or null}, or cityscapes (its label ids); class_names names new ids."},
@@ -178,4 +181,7 @@ class DataArguments:
         data = load_any(self.data, self.format, **options)
         if os.environ.get("RANK", "0") == "0":
             print(data.description)
+            if data.left_out:
+                head = f"{data.name}: {len(data.left_out)} annotations are wrong, their pictures are left out"
+                warnings.warn(listed_faults(head, data.left_out), stacklevel=2)
         return data

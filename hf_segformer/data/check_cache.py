@@ -41,6 +41,12 @@ def sample_key(example: Mapping[str, Any]) -> str | None:
     return None if None in parts else _digest(parts)
 
 
+def source_key(source: Any) -> str | None:
+    """Return what the result of a single picture is kept under; None as in `sample_key`."""
+    identity = _identity(source)
+    return None if identity is None else _digest(identity)
+
+
 def _identity(source: Any) -> list | None:
     if isinstance(source, Mapping):
         if source.get("bytes") is not None:

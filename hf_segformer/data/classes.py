@@ -158,13 +158,28 @@ def read_class_table(path: str | Path) -> ClassTable:
     if not os.path.exists(path):
         raise ValueError(f"{path}: cannot read class names: there is no such file")
     if path.suffix == ".txt":
-        return class_table_of(names_in_text(read_text(path)), str(path))
+        text = read_text(path)
+        try:
+            return class_table_of(names_in_text(text), str(path))
+        except ValueError as error:
+            raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
     return class_table_of(read_json(path, (dict, list)), str(path))
 
 
 def names_in_text(text: str) -> list[str]:
-    """Return the names in a text, one a line."""
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    """Return the names in a text, one a line; numbers before them are taken away where they are the ids.
+
+    Raises:
+        ValueError: The lines are numbered from 1.
+    """
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    numbered = [re.fullmatch(r"([0-9]{1,5})\s*[:;,.\s]\s*(\S.*)", line) for line in lines]
+    numbers = [int(found[1]) for found in numbered if found]
+    if len(numbers) < max(len(lines), 2) or numbers not in ([*range(len(lines))], [*range(1, len(lines) + 1)]):
+        return lines
+    if numbers[0] == 1:
+        raise ValueError(f"the first line has the id 0, lines must be numbered from 0 or not at all, got {lines[0]!r}")
+    return [found[2] for found in numbered if found]
 
 
 def class_table_of(content: Any, source: str) -> ClassTable:

@@ -33,13 +33,15 @@ def recognise(source: Source) -> str | None:
     return f"COCO instances in {source.shown(files[0])}" if files else None
 
 
-def _files(source: Source) -> list[str]:
+def _files(source: Source, broken: bool = False) -> list[str]:
+    """Files of COCO instances; with `broken` also what is no JSON, which may be one that was cut off."""
     names = [n for n in source.named(".json") if not n.rpartition("/")[2].startswith(OTHER_KINDS)]
     if any(_stem(name).startswith("instances_") for name in names):
         names = [name for name in names if _stem(name).startswith("instances_")]
     if len(names) > PEEKED:
         names = [name for name in names if any(word in _stem(name).lower() for word in USUAL_WORDS)][:PEEKED]
-    return [name for name in names if is_coco(source.peek_json(name))]
+    found = {name: source.peek_json(name) for name in names}
+    return [name for name, content in found.items() if is_coco(content) or (broken and content is None)]
 
 
 def _stem(name: str) -> str:
@@ -59,13 +61,16 @@ def is_coco(content: Any) -> bool:
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
     faults = Faults(WHAT)
-    names = _files(source) or source.named(".json")
+    names = _files(source, broken=True) or source.named(".json")
     files = []
     for name in names:
         with faults.of(source.shown(name)):
             content = source.json(name)
             if not is_coco(content):
-                raise ValueError('it must be a COCO file, with lists "images", "annotations" and "categories"')
+                lists = 'lists "images", "annotations" and "categories"'
+                raise ValueError(
+                    f"it must be a COCO file of instances, with {lists} and without keypoints or segments"
+                )
             files.append((name, content))
     faults.stop()
     categories = _Categories(source, files, classes)
@@ -73,14 +78,16 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     pictures: dict[str, Picture] = {}
     for name, content in files:
         _File(source, name, content, categories, faults, counts).read(pictures)
-    faults.stop()
+    left_out = faults.stop(pictures)
     if not any(map(len, (content["annotations"] for _, content in files))):
         raise ValueError(f"{WHAT}: no annotation in {listed(source.shown(name) for name, _ in files)}")
     if counts["boxes"] == sum(len(content["annotations"]) for _, content in files):
         raise ValueError(f"{WHAT}: the annotations are boxes alone, without segmentation")
     notes = [f"{counts['boxes']} boxes without segmentation left out"] if counts["boxes"] else []
     notes += [f"category {name!r} left out, it only stands above others" for name in categories.left_out]
-    return Annotated(list(pictures.values()), categories.names, WHAT, notes=notes)
+    if categories.repeated:
+        notes.append(f"categories of one name are one class ({listed(categories.repeated)})")
+    return Annotated(list(pictures.values()), categories.names, WHAT, notes=notes, left_out=left_out)
 
 
 class _Categories:
@@ -94,7 +101,7 @@ class _Categories:
                 place = f"{source.shown(name)}: category {index}"
                 if not isinstance(category, Mapping) or not isinstance(category.get("name"), str):
                     raise ValueError(f"{place}: it must have an id and a name, got {short_repr(category)}")
-                key = category.get("id")
+                key = _number(category.get("id"))
                 if isinstance(key, bool) or not isinstance(key, int):
                     raise ValueError(f"{place}: its id must be an integer, got {short_repr(key)}")
                 if named.setdefault(key, category["name"]) != category["name"]:
@@ -105,23 +112,36 @@ class _Categories:
         if classes is None:
             if not named:
                 raise ValueError(f"{place}: at least one category is needed, got none")
-            classes = make_class_table([named[key] for key in sorted(named)], source=f"{place}: categories")
+            names = dict.fromkeys(named[key] for key in sorted(named))
+            classes = make_class_table(list(names), source=f"{place}: categories")
         self.names = classes.names
         positions = {name: index for index, name in enumerate(self.names)}
         self.labels = {key: positions.get(name) for key, name in named.items()}
         self.by_id = named
+        self.repeated = [name for name, count in Counter(named.values()).items() if count > 1]
 
     def _drop_super_category(self, named: dict[Any, str], files: Sequence[tuple[str, Mapping]]) -> None:
         """Roboflow's category 0 is what all the others are a kind of, and no annotation has it."""
-        above = {c.get("supercategory") for _, content in files for c in content["categories"] if c.get("id") != 0}
+        above = {
+            c.get("supercategory") for _, content in files for c in content["categories"] if _number(c.get("id")) != 0
+        }
         if 0 in named and len(named) > 1 and named[0] in above:
-            used = (a.get("category_id") for _, content in files for a in content["annotations"] if _is_object(a))
+            used = (
+                _number(a.get("category_id")) for _, content in files for a in content["annotations"] if _is_object(a)
+            )
             if 0 not in used:
                 self.left_out.append(named.pop(0))
 
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, Mapping)
+
+
+def _number(value: Any) -> Any:
+    """An id, which some programs write as 3.0 or as a text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value[:20])) == value:
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Annotation(NamedTuple):
@@ -147,21 +167,25 @@ class _File:
         self.folder, self.shown = posixpath.dirname(name), source.shown(name)
         self.split = split_of(name) or split_in(_stem(name))
         self.counts = counts
+        self._faulty: set[str] = set()  # ids of images with an annotation that is wrong
 
     def read(self, pictures: dict[str, Picture]) -> None:
         """Add the pictures, by path."""
         images: dict[Any, tuple[int, Mapping]] = {}
         for index, image in enumerate(self.content["images"]):
-            with self.faults.of(self.shown):
-                if not _is_object(image) or not isinstance(image.get("id"), (int, str)):
+            with self.faults.of(self.shown, self.split):
+                key = _number(image.get("id")) if _is_object(image) else None
+                if not isinstance(key, (int, str)):
                     raise ValueError(f"image {index}: it must have an id and a file_name, got {short_repr(image)}")
-                if image["id"] in images:
-                    raise ValueError(f"image {index}: its id {image['id']} is that of image {images[image['id']][0]}")
-                images[image["id"]] = index, image
+                if key in images:
+                    raise ValueError(f"image {index}: its id {key} is that of image {images[key][0]}")
+                images[key] = index, image
         annotations = self._annotations(images)
-        for index, image in images.values():
-            with self.faults.of(self.shown):
-                picture = self._picture(index, image, annotations.get(image["id"], []))
+        for key, (index, image) in images.items():
+            if str(key) in self._faulty:
+                continue
+            with self.faults.of(self.shown, self.split):
+                picture = self._picture(index, image, annotations.get(key, []))
                 if picture.image in pictures:
                     other = pictures[picture.image].annotation
                     raise ValueError(f"image {index}: its picture {picture.name} is annotated twice, also in {other}")
@@ -170,28 +194,37 @@ class _File:
     def _annotations(self, images: Mapping[Any, Any]) -> dict[Any, list[_Annotation]]:
         by_image: defaultdict[Any, list[_Annotation]] = defaultdict(list)
         for index, entry in enumerate(self.content["annotations"]):
-            with self.faults.of(self.shown):
-                if not _is_object(entry):
-                    raise ValueError(f"annotation {index}: it must be an object, got {short_repr(entry)}")
-                key, category = entry.get("image_id"), entry.get("category_id")
-                if not isinstance(key, (int, str)) or key not in images:
-                    raise ValueError(f"annotation {index}: image_id {short_repr(key)} is not among the images")
-                place = shape_place(index, self._name(index, category), "annotation")
-                label = self.categories.labels[category]
-                if label is None:
-                    known = listed(self.categories.names)
-                    raise ValueError(f"{place}: the category is not in the list of classes: {known}")
-                segmentation = entry.get("segmentation")
-                if isinstance(segmentation, list):
-                    segmentation = [part for part in segmentation if part != []]
-                if not segmentation:
+            with self.faults.of(self.shown, self.split):
+                try:
+                    annotation = self._annotation(index, entry, images)
+                except ValueError:
+                    self._faulty.add(str(_number(entry.get("image_id"))) if _is_object(entry) else "")
+                    raise
+                if annotation is None:
                     self.counts["boxes"] += 1
                 else:
-                    by_image[key].append(_Annotation(index, label, segmentation, place))
+                    by_image[_number(entry["image_id"])].append(annotation)
         return by_image
 
+    def _annotation(self, index: int, entry: Any, images: Mapping[Any, Any]) -> _Annotation | None:
+        if not _is_object(entry):
+            raise ValueError(f"annotation {index}: it must be an object, got {short_repr(entry)}")
+        key, category = _number(entry.get("image_id")), _number(entry.get("category_id"))
+        if not isinstance(key, (int, str)) or key not in images:
+            raise ValueError(f"annotation {index}: image_id {short_repr(key)} is not among the images")
+        place = shape_place(index, self._name(index, category), "annotation")
+        label = self.categories.labels[category]
+        if label is None:
+            known = listed(self.categories.names)
+            raise ValueError(f"{place}: the category is not in the list of classes: {known}")
+        segmentation = entry.get("segmentation")
+        if isinstance(segmentation, list):
+            segmentation = [part for part in segmentation if part != []]
+        return _Annotation(index, label, segmentation, place) if segmentation else None
+
     def _name(self, index: int, category: Any) -> str:
-        if not isinstance(category, int) or category not in self.categories.labels:
+        is_id = isinstance(category, int) and not isinstance(category, bool)
+        if not is_id or category not in self.categories.labels:
             known = listed(sorted(self.categories.labels))
             raise ValueError(f"annotation {index}: category_id {short_repr(category)} is not among {known}")
         return self.categories.by_id[category]
@@ -227,8 +260,8 @@ def _shapes(annotations: Sequence[_Annotation], size: tuple[int, int] | None) ->
 
 def _parts(segmentation: Any, size: tuple[int, int] | None, place: str) -> tuple[Polygon | Runs, ...]:
     if isinstance(segmentation, list):
-        if segmentation and not isinstance(segmentation[0], list):  # one polygon that is not put into a list
-            segmentation = [segmentation]
+        if segmentation and (not isinstance(segmentation[0], list) or all(map(_is_point, segmentation))):
+            segmentation = [segmentation]  # one polygon that is not put into a list
         return tuple(_polygon(numbers, place) for numbers in segmentation)
     if not _is_object(segmentation):
         rule = "segmentation must be a list of polygons, or RLE with counts and size"
@@ -242,7 +275,13 @@ def _parts(segmentation: Any, size: tuple[int, int] | None, place: str) -> tuple
     return (make_runs(segmentation.get("counts"), size[1], size[0], place),)
 
 
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
+
+
 def _polygon(numbers: Any, place: str) -> Polygon:
+    if isinstance(numbers, list) and numbers and all(map(_is_point, numbers)):
+        return make_polygon(numbers, place)
     if not isinstance(numbers, list) or len(numbers) % 2:
         raise ValueError(f"{place}: a polygon must be a list x, y, x, y, ... of numbers, got {short_repr(numbers)}")
     return make_polygon(list(zip(numbers[::2], numbers[1::2], strict=True)), place)

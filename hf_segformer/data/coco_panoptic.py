@@ -31,9 +31,11 @@ def recognise(source: Source) -> str | None:
     return f"COCO panoptic in {source.shown(names[0])}" if names else None
 
 
-def _files(source: Source) -> list[str]:
+def _files(source: Source, broken: bool = False) -> list[str]:
+    """Files of COCO panoptic; with `broken` also what is no JSON, which may be one that was cut off."""
     names = sorted(source.named(".json"), key=lambda n: (not posixpath.basename(n).startswith("panoptic"), n))
-    return [name for name in names[:PEEKED] if _is_panoptic(source.peek_json(name))]
+    found = {name: source.peek_json(name) for name in names[:PEEKED]}
+    return [name for name, content in found.items() if _is_panoptic(content) or (broken and content is None)]
 
 
 def _is_panoptic(content: Any) -> bool:
@@ -45,20 +47,21 @@ def _is_panoptic(content: Any) -> bool:
 
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
-    faults, pictures = Faults(WHAT), []
+    files_faults, faults, pictures = Faults(WHAT), Faults(WHAT), []
     names: dict[int, str] = {}
-    files = _files(source)
+    files = _files(source, broken=True)
     source.require(files, "JSON file of COCO panoptic")
     for file in files:
-        with faults.of(source.shown(file)):
+        with files_faults.of(source.shown(file)):
             content = source.json(file)
             names = _categories(content, names)
             split = split_in(posixpath.splitext(posixpath.basename(file))[0]) or split_of(file)
             images = _by_id(content.get("images"), "images")
             for entry in content["annotations"]:
-                with faults.of(f"{source.shown(file)}: {short_repr(_field(entry, 'file_name'))}"):
+                with faults.of(f"{source.shown(file)}: {short_repr(_field(entry, 'file_name'))}", split):
                     pictures.append(_picture(source, file, entry, images, split, names))
-    faults.stop()
+    files_faults.stop()
+    left_out = faults.stop(pictures)
     place = f"{source.shown(files[0])}, categories"
     table = classes or make_class_table(list(names.values()), source=place)
     if len(table.names) != len(names):
@@ -66,7 +69,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     repeated = [path for path, count in Counter(picture.image for picture in pictures).items() if count > 1]
     if repeated:
         raise ValueError(f"{WHAT}: picture {source.name_of(repeated[0])} is annotated more than once")
-    return Annotated(pictures, table.names, WHAT, background=IGNORED)
+    return Annotated(pictures, table.names, WHAT, background=IGNORED, left_out=left_out)
 
 
 def _field(entry: Any, field: str) -> Any:

@@ -73,10 +73,10 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     for name, root in roots.items():
         split = split_in(posixpath.basename(name)) if len(roots) > 1 else ""
         for image in root.iter("image"):
-            with faults.of(f"{source.shown(name)}: image {image.get('name')!r}"):
+            with faults.of(f"{source.shown(name)}: image {image.get('name')!r}", image.get("subset") or split):
                 reader.add(image, name, split)
-    faults.stop()
-    return Annotated(reader.pictures, table.names, WHAT, palette=palette, notes=reader.notes())
+    left_out = faults.stop(reader.pictures)
+    return Annotated(reader.pictures, table.names, WHAT, palette=palette, notes=reader.notes(), left_out=left_out)
 
 
 def _labels(roots: Mapping[str, Element]) -> tuple[ClassTable, tuple[Color, ...] | None]:

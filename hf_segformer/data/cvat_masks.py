@@ -26,7 +26,7 @@ def recognise(source: Source) -> str | None:
 
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
-    pictures, notes = read_pictures(source, "CVAT masks")
+    pictures, notes, left_out = read_pictures(source, "CVAT masks")
     (root,) = mask_roots(source)
     name = posixpath.join(root, LABEL_MAP)
     try:
@@ -60,6 +60,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
         mask_format="rgb" if colored else "ids",
         id_map=tuple(ids.items()) if ignored is not None and not colored else (),
         notes=notes,
+        left_out=left_out,
     )
 
 

@@ -35,9 +35,10 @@ from .rasteriser import VERSION as RULE
 from .rasteriser import draw_shapes, stored_dtype
 from .segmentation_data import picture_size
 from .source import Source
+from .tolerance import Fault, is_tolerant
 from .workers import cores_of_this_process
 
-VERSION = 2  # of the index
+VERSION = 3  # of the index
 FOLDER_VARIABLE = "HF_SEGFORMER_MASKS"
 
 
@@ -80,6 +81,9 @@ class DrawnMasks:
         if index["listing"] != self.source.listing() or index["identities"] != self.source.identities(read):
             return None
         annotated = index["annotated"] | {"class_names": tuple(index["annotated"]["class_names"])}
+        annotated["left_out"] = [Fault(*values) for values in annotated["left_out"]]
+        if annotated["left_out"] and not is_tolerant():
+            return None
         pictures = [Picture(**dict(zip(index["columns"], row, strict=True))) for row in index["pictures"]]
         if index["stamp"] != _stamp(pictures):
             return None
@@ -118,6 +122,8 @@ class DrawnMasks:
     def draw(self, annotated: Annotated) -> None:
         """Draw the shapes of all pictures; afterwards they have masks with the values of `draw_shapes`.
 
+        Pictures that cannot be drawn are left out where that is put up with, see `tolerant_probes`.
+
         Raises:
             ValueError: Shapes or pictures are wrong; up to ten are named.
             StorageError: A file could not be read for a reason that may pass.
@@ -130,7 +136,7 @@ class DrawnMasks:
             hold(self.folder, to_draw=True)
 
         def draw(picture: Picture) -> None:
-            with faults.of(picture.annotation):
+            with faults.of(picture.annotation, picture.split):
                 self._draw(picture, count)
 
         pool = ThreadPoolExecutor(min(cores_of_this_process(1), 16))
@@ -140,7 +146,9 @@ class DrawnMasks:
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
-        faults.stop()
+        good = [picture for picture in annotated.pictures if picture.mask is not None]
+        annotated.left_out += faults.stop(good)
+        annotated.pictures = good
         for picture in annotated.pictures:
             if isinstance(picture.image, bytes):
                 picture.image = self._keep(hashlib.blake2b(picture.image, digest_size=12).hexdigest(), picture.image)

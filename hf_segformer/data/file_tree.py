@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,6 +17,7 @@ from .archives import is_member_path, member_names, member_path
 from .files import LeftOut, scan, shown
 from .labels import AnnotationFormat, label_ids, stored_values
 from .segmentation_data import MissingSplit, build_dataset, open_picture
+from .tolerance import is_tolerant
 
 if TYPE_CHECKING:
     import datasets
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 Source = TypeVar("Source", str, Path)
 Pairs = dict[str, tuple[str, str]]  # stem -> paths of image and annotation
 PROBES = 16  # annotations looked at when a data set is loaded
-_TOLERANT: ContextVar[bool] = ContextVar("tolerant_probes", default=False)
 
 
 class FileTree:
@@ -293,19 +291,6 @@ def probe_values(splits: Mapping[str, Pairs | MissingSplit], annotation_format: 
     return values
 
 
-@contextlib.contextmanager
-def tolerant_probes(tolerant: bool = True) -> Iterator[None]:
-    """While the block runs, loaders put up with bad annotations among those they look at, if fewer than half are bad.
-
-    For runs that pass over bad samples: the others still tell what data set this is, and `check_dataset` names them.
-    """
-    token = _TOLERANT.set(tolerant)
-    try:
-        yield
-    finally:
-        _TOLERANT.reset(token)
-
-
 def probe_evenly(items: Sequence[Any], probe: Callable[[Any], None]) -> None:
     """Call a function with 16 evenly spaced items.
 
@@ -319,5 +304,5 @@ def probe_evenly(items: Sequence[Any], probe: Callable[[Any], None]) -> None:
             probe(items[index])
         except ValueError as error:
             errors.append(error)
-            if not _TOLERANT.get() or 2 * len(errors) >= len(chosen):
+            if not is_tolerant() or 2 * len(errors) >= len(chosen):
                 raise errors[0] from None

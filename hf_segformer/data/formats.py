@@ -11,9 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from . import (
     coco_instances,
     coco_panoptic,
@@ -35,10 +32,13 @@ from .folder import detect_mask_format
 from .hub import named_classes
 from .label_map import read_label_map, with_label_map
 from .labels import ORIENTATIONS, AnnotationFormat
+from .mask_classes import MaskClasses
+from .other_kinds import explain_masks_of_tasks, explain_other_kind
 from .rasteriser import stored_value
-from .segmentation_data import SegmentationData, build_dataset, open_picture, place_of
+from .segmentation_data import SegmentationData, build_dataset, place_of
 from .source import Source
 from .splits import SplitOptions, split_pictures
+from .tolerance import Fault, listed_faults
 
 FORMATS: dict[str, ModuleType] = {
     "labelme": labelme,
@@ -131,10 +131,7 @@ def _data_set(
     annotated: Annotated, source: Source, splits: SplitOptions, reading: _Reading, thin_classes: tuple[str, ...]
 ) -> tuple[SegmentationData, list[str]]:
     """Return the data set before any map of ids, and clauses about it for people."""
-    try:
-        train, validation, others, clause = split_pictures(annotated.pictures, splits, _Classes(annotated))
-    except ValueError as error:
-        raise ValueError(f"{source.shown(source.given)}: {error}") from None
+    train, validation, others, clause = _split(annotated, source, splits)
     table, annotation_format, outside = _meaning(annotated, reading, train)
     if reading.reduce_zero_label:
         annotation_format = replace(annotation_format, reduce_zero_label=True)
@@ -148,8 +145,30 @@ def _data_set(
         thin_classes=thin_classes,
         annotation_format=annotation_format,
         other_splits={split: _rows(rows) for split, rows in others.items()},
+        left_out=tuple(annotated.left_out),
     )
     return found, [outside, clause]
+
+
+def _split(
+    annotated: Annotated, source: Source, splits: SplitOptions
+) -> tuple[list[Picture], list[Picture], Any, str]:
+    """Return what `split_pictures` does; pictures whose masks it could not read are left out before."""
+    classes = _Classes(annotated, source)
+    try:
+        found = split_pictures(annotated.pictures, splits, classes)
+        if faults := classes.faults:
+            annotated.pictures = [picture for picture in annotated.pictures if picture.mask not in faults]
+            annotated.left_out += faults.values()
+            found = split_pictures(annotated.pictures, splits, classes)
+    except ValueError as error:
+        raise ValueError(f"{source.shown(source.given)}: {error}") from None
+    held_out = {picture.split for picture in found[1]} - {picture.split for picture in found[0]}
+    if missing := [fault for fault in annotated.left_out if fault.split in held_out]:
+        rule = "validation pictures cannot be left out, because a metric over fewer cannot be compared"
+        head = f"{source.shown(source.given)}: {len(missing)} {rule}; repair these or take them away"
+        raise ValueError(listed_faults(head, missing))
+    return found
 
 
 def read_annotated(
@@ -187,11 +206,15 @@ def read_annotated(
 
 
 def _refuse_lossy_masks(annotated: Annotated) -> None:
-    faults = Faults(annotated.what)
+    faults, good = Faults(annotated.what), []
     for picture in annotated.pictures:
         if picture.mask is not None and place_of(picture.mask).lower().endswith((".jpg", ".jpeg")):
-            faults.add(shown(picture.mask), "masks must not be JPEG, which changes values at every edge; save as PNG")
-    faults.stop()
+            rule = "masks must not be JPEG, which changes values at every edge; save as PNG"
+            faults.add(shown(picture.mask), rule, picture.split)
+        else:
+            good.append(picture)
+    annotated.left_out += faults.stop(good)
+    annotated.pictures = good
 
 
 def _require_a_shape(annotated: Annotated, source: Source) -> None:
@@ -217,6 +240,9 @@ def recognise(source: Source) -> str:
     reasons = {name: reason for name, format in FORMATS.items() if (reason := format.recognise(source)) is not None}
     if len(reasons) > 1:
         reasons.pop(GENERAL, None)
+    explain = {(): explain_other_kind, (GENERAL,): explain_masks_of_tasks}.get(tuple(reasons))
+    if explain and (other_kind := explain(source)):
+        raise ValueError(other_kind)
     if len(reasons) == 1:
         return next(iter(reasons))
     place = source.shown(source.given)
@@ -232,16 +258,6 @@ def recognise(source: Source) -> str:
     raise ValueError(f"{place}: this can be read as {readings}; format must say which")
 
 
-def recognise_published(source: Source) -> str | None:
-    """Return the name of a published data set, or of parquet files, that lies there as it is distributed."""
-    folders = {name.split("/")[0] for name in source.files if "/" in name}
-    if {"leftImg8bit", "gtFine"} <= folders or source.has("gtFine_trainvaltest.zip"):
-        return "cityscapes"
-    if "ADEChallengeData2016" in (source.name, *folders):
-        return "ade20k"
-    return "parquet" if any(name.endswith(".parquet") for name in source.files) else None
-
-
 def _rows(pictures: Sequence[Picture]) -> Any:
     return build_dataset(
         [picture.image for picture in pictures],
@@ -253,26 +269,21 @@ def _rows(pictures: Sequence[Picture]) -> Any:
 class _Classes:
     """Classes in a picture, from what was counted while drawing, or from its mask."""
 
-    def __init__(self, annotated: Annotated):
-        self._known: dict[str, frozenset[int]] = {}
+    def __init__(self, annotated: Annotated, source: Source):
         self._top = stored_value(IGNORED, len(annotated.class_names))
+        self._masks = list(dict.fromkeys(picture.mask for picture in annotated.pictures))
+        self._positions = {mask: position for position, mask in enumerate(self._masks)}
+        self._values = MaskClasses(self._masks, source.root)
 
     def __call__(self, picture: Picture) -> frozenset[int]:
         if picture.counts is not None:
             return frozenset(value - 1 for value in picture.counts[::2] if 0 < value < self._top)
-        if picture.mask not in self._known:
-            mask = open_picture(picture.mask, f"annotation {place_of(picture.mask)}")
-            self._known[picture.mask] = frozenset(_values_in(mask).tolist())
-        return self._known[picture.mask]
+        return self._values[self._positions[picture.mask]]
 
-
-def _values_in(mask: Image.Image) -> np.ndarray:
-    """The different values or colours in a mask, as numbers."""
-    if mask.mode in ("1", "L", "P"):
-        return np.flatnonzero(mask.histogram())  # many times faster than sorting
-    if mask.mode.startswith("I"):
-        return np.unique(np.asarray(mask))
-    return np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3) @ np.array([65536, 256, 1]))
+    @property
+    def faults(self) -> dict[str, Fault]:
+        """What is wrong with masks."""
+        return {self._masks[position]: fault for position, fault in self._values.faults.items()}
 
 
 # ---- what values in masks mean

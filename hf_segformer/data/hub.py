@@ -17,8 +17,10 @@ from .classes import CLASS_FILES, ClassTable, find_class_table, make_class_table
 from .file_tree import PROBES
 from .files import printable, row_name_fault, shown
 from .folder import detect_mask_format
+from .hub_splits import LazyColumn, deal_rows, generated_name
 from .labels import AnnotationFormat
 from .segmentation_data import MissingSplit, SegmentationData, undecoded
+from .splits import SplitOptions
 
 if TYPE_CHECKING:
     import datasets
@@ -52,6 +54,10 @@ def load_hub(
     reduce_zero_label: bool = False,
     streaming: bool = False,
     allow_outside_files: bool = False,
+    group_by: str | None = None,
+    folds: int = 0,
+    fold: int | None = None,
+    split_seed: int = 0,
 ) -> SegmentationData:
     """Load a data set by its Hub id, or parquet files from disk.
 
@@ -86,6 +92,10 @@ def load_hub(
             resolved, in the folder of the parquet files, or for a data set of the Hub in its repository or the caches
             that it is downloaded to: a table from elsewhere could otherwise make this program read, and publish
             predictions over, any picture of this machine. True allows all paths and addresses.
+        group_by: As in `SplitOptions`, on the names of files; every row must have one.
+        folds: As there; all splits but those for tests are dealt into parts.
+        fold: As there.
+        split_seed: Seed of that choice.
 
     Raises:
         ValueError: A split, column or the class names cannot be found, and the message lists what there is; or a row
@@ -102,13 +112,18 @@ def load_hub(
     columns = (image_column, annotation_column)
     places = None if allow_outside_files else _own_places(path, cache_dir)
     standard = functools.partial(_standard_columns, columns=columns, path=path, places=places)
-    train, validation = _train_and_validation(
-        splits, train_split, validation_split, validation_fraction, standard, path
-    )
+    clause = ""
+    if group_by is not None or folds or fold is not None:
+        options = SplitOptions(train_split, validation_split, validation_fraction, group_by, folds, fold, split_seed)
+        train, validation, clause = deal_rows(splits, standard, options, path)
+    else:
+        train, validation = _train_and_validation(
+            splits, train_split, validation_split, validation_fraction, standard, path
+        )
     if mask_format == "auto":
         first = undecoded(train)
         annotations: Sequence[Any] = (
-            [row["annotation"] for row in first.take(PROBES)] if streaming else _LazyColumn(first, "annotation")
+            [row["annotation"] for row in first.take(PROBES)] if streaming else LazyColumn(first, "annotation")
         )
         mask_format = detect_mask_format(annotations, classes)
     return SegmentationData(
@@ -127,6 +142,7 @@ def load_hub(
             classes.ignore_color,
             reduce_zero_label,
         ),
+        description=clause,
     )
 
 
@@ -294,7 +310,9 @@ def _standard_columns(
         names = rows["file_name"][:]
     else:
         names = [stem for _, stem in _stored_paths(pictures, "image")]
-    names = [f"{split}[{index}]" if name is None or name == "" else str(name) for index, name in enumerate(names)]
+    names = [
+        generated_name(split, index) if name is None or name == "" else str(name) for index, name in enumerate(names)
+    ]
     for index, name in enumerate(names):
         if reason := row_name_fault(name):
             raise ValueError(f"{path}: row {index} of split {split!r}: file_name {printable(name[:80])!r} {reason}")
@@ -371,16 +389,3 @@ def _pick_columns(
     if fault := row_name_fault(name):
         raise ValueError(f"{where}: file_name {printable(name[:80])!r} {fault}")
     return {"image": image, "annotation": annotation, "file_name": name}
-
-
-class _LazyColumn(Sequence):
-    """One column, decoded row by row."""
-
-    def __init__(self, rows: datasets.Dataset, column: str):
-        self._rows, self._column = rows, column
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._rows[int(index)][self._column]

@@ -71,17 +71,18 @@ def _columns(header: list[str]) -> tuple[int, int, int | None] | None:
 
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
-    faults = Faults(WHAT)
+    faults, lines = Faults(WHAT), Faults(WHAT)
     rows: defaultdict[tuple[str, str], list[tuple[str, str, str]]] = defaultdict(list)
     files = _files(source)
     source.require(files, "CSV file with a picture and run lengths (ImageId, EncodedPixels)")
     for file in files:
         with faults.of(source.shown(file)):
             for number, name, label, runs in _rows(source.text(file)):
-                with faults.of(f"{source.shown(file)}, line {number}"):
+                with lines.of(f"{source.shown(file)}, line {number}", split_in(_stem(file))):
                     path = _find(source, name, posixpath.dirname(file))
                     rows[file, path].append((f"line {number}", label, runs))
     faults.stop()
+    left_out = lines.stop(rows)
     labels = sorted({label for entries in rows.values() for _, label, runs in entries if runs}, key=_in_order)
     if not labels and classes is None:
         raise ValueError(f"{listed(map(source.shown, files))}: not one row with run lengths")
@@ -89,10 +90,14 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     pictures = []
     for (file, path), entries in rows.items():
         name = source.name_of(path)
-        split = split_of(name) or split_in(posixpath.splitext(posixpath.basename(file))[0])
+        split = split_of(name) or split_in(_stem(file))
         shapes = _reader(path, [(place, ids[label], runs) for place, label, runs in entries if runs])
         pictures.append(Picture(path, name, source.shown(file), split, shapes))
-    return Annotated(pictures, table.names, WHAT)
+    return Annotated(pictures, table.names, WHAT, left_out=left_out)
+
+
+def _stem(file: str) -> str:
+    return posixpath.splitext(posixpath.basename(file))[0]
 
 
 def _in_order(label: str) -> tuple[bool, int, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import posixpath
-import re
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +42,6 @@ FIELDS = {
     "ellipse": ("radiusX", "radiusY"),
     "rectangle": ("x", "y", "width", "height"),
 }
-_UPLOADED = re.compile("^[0-9a-f]{8}-")  # put before the name of a picture
 
 
 def recognise(source: Source) -> str | None:
@@ -52,8 +50,10 @@ def recognise(source: Source) -> str | None:
     return f"Label Studio's tasks in {source.shown(names[0])}" if names else None
 
 
-def _files(source: Source) -> list[str]:
-    return [name for name in source.named(".json")[:PEEKED] if _is_tasks(source.peek_json(name))]
+def _files(source: Source, broken: bool = False) -> list[str]:
+    """Files of tasks; with `broken` also what is no JSON, which may be one that was cut off."""
+    found = {name: source.peek_json(name) for name in source.named(".json")[:PEEKED]}
+    return [name for name, content in found.items() if _is_tasks(content) or (broken and content is None)]
 
 
 def _is_tasks(content: Any) -> bool:
@@ -66,23 +66,29 @@ def _is_tasks(content: Any) -> bool:
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
     faults, reader = Faults(WHAT), _Reader(source)
-    files = _files(source)
+    files = _files(source, broken=True)
     source.require(files, "JSON file of Label Studio's tasks")
     for file in files:
-        for task in source.json(file, (list,)):
+        try:
+            tasks = source.json(file, (list,))
+        except ValueError as error:
+            raise ValueError(f"{source.shown(file)}: {error}") from None
+        for task in tasks:
             number = task.get("id") if isinstance(task, Mapping) else None
             with faults.of(f"{source.shown(file)}: task {number}"):
                 reader.add(task, file, f"{source.shown(file)}: task {number}")
-    faults.stop()
-    if not reader.found and classes is None:
+    left_out = faults.stop(reader.pictures)
+    found = {label for _, parts in reader.pictures for label, _, _ in parts}
+    if not found and classes is None:
         raise ValueError(f"{listed(map(source.shown, files))}: no region with an area in any task")
-    table = classes or make_class_table(sorted(reader.found), source=WHAT)
-    if unknown := sorted(reader.found.keys() - set(table.names)):
+    table = classes or make_class_table(sorted(found), source=WHAT)
+    if unknown := sorted(found - set(table.names)):
         raise ValueError(f"{WHAT}: labels must be class_names, these are none: {listed(unknown)}")
     ids = {label: position for position, label in enumerate(table.names)}
     for picture, parts in reader.pictures:
         picture.shapes = [Shape(ids[label], (part,), place=place) for label, part, place in parts]
-    return Annotated([picture for picture, _ in reader.pictures], table.names, WHAT, notes=reader.notes())
+    pictures = [picture for picture, _ in reader.pictures]
+    return Annotated(pictures, table.names, WHAT, notes=reader.notes(), left_out=left_out)
 
 
 class _Reader:
@@ -90,7 +96,6 @@ class _Reader:
 
     def __init__(self, source: Source):
         self.source = source
-        self.found: Counter[str] = Counter()
         self.pictures: list[tuple[Picture, list[tuple[str, Polygon | Bitmap, str]]]] = []
         self._owners: dict[str, str] = {}
         self._left_out: Counter[str] = Counter()
@@ -141,13 +146,7 @@ class _Reader:
         wanted = [name for value in data.values() if (name := _picture_name(value)) is not None]
         if not wanted:
             raise ValueError(f"data must name a picture ({', '.join(IMAGE_SUFFIXES)}), got {short_repr(dict(data))}")
-        last = _UPLOADED.sub("", posixpath.basename(wanted[0]))
-        try:
-            return self.source.find_picture(wanted[0].lstrip("/"), folder)
-        except ValueError:
-            if last == posixpath.basename(wanted[0]):
-                raise
-        return self.source.find_picture(last, folder)
+        return self.source.find_picture(wanted[0].lstrip("/"), folder)
 
     def _region(self, region: Any, index: int) -> tuple[str, Polygon | Bitmap, str, tuple[int, int]] | None:
         if not isinstance(region, Mapping) or not isinstance(region.get("value", {}), Mapping):
@@ -165,7 +164,6 @@ class _Reader:
             raise ValueError(f"{place}: image_rotation must be 0, got {region['image_rotation']}")
         size = require_size(region.get("original_width"), region.get("original_height"), place)
         part = _PARTS[kind](value, size, place)
-        self.found[labels[0][0]] += 1
         return labels[0][0], part, place, size
 
 

@@ -9,7 +9,7 @@ import binascii
 import io
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
     others = []
     pictures: dict[str, Picture] = {}
     for name in source.named(".json"):
-        with faults.of(source.shown(name)):
+        with faults.of(source.shown(name), split_of(name)):
             content = source.json(name, (dict, list))
             if not is_labelme(content):
                 if source.given or _has_picture(source, name):
@@ -78,12 +78,12 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
             if key in pictures:
                 raise ValueError(f"its picture {picture.name} is annotated in {pictures[key].annotation}, too")
             pictures[key] = picture
-    faults.stop()
+    left_out = faults.stop(pictures)
     names = reader.class_names()
     notes = reader.notes()
     if others:
         notes.append(f"{len(others)} other JSON files left out")
-    return Annotated(list(pictures.values()), names, "labelme", notes=notes)
+    return Annotated(list(pictures.values()), names, "labelme", notes=notes, left_out=left_out)
 
 
 def _has_picture(source: Source, name: str) -> bool:
@@ -109,7 +109,8 @@ class _Reader:
     def __init__(self, source: Source, table: ClassTable | None):
         self.source, self.table = source, table
         self._ids = {name: index for index, name in enumerate(table.names)} if table else {}
-        self._found: dict[str, int] = {}
+        self._found: set[str] = set()
+        self._renamed = 0
         self._without_area: dict[str, int] = {}
 
     def class_names(self) -> tuple[str, ...]:
@@ -122,8 +123,9 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """What was left out."""
-        count = sum(self._without_area.values())
-        return [f"{count} shapes without an area left out ({listed(self._without_area)})"] if count else []
+        count, renamed = sum(self._without_area.values()), self._renamed
+        notes = [f"{count} shapes without an area left out ({listed(self._without_area)})"] if count else []
+        return notes + [f"{renamed} pictures are not called as imagePath says, but as their files"] * bool(renamed)
 
     def picture(self, name: str, content: Mapping[str, Any]) -> Picture:
         """Return the picture of a file; its shapes are made once the classes of all files are known."""
@@ -136,6 +138,7 @@ class _Reader:
             shape = self._shape(index, entry)
             if shape is not None:
                 shapes.append(shape)
+        self._found.update(label for label, _, _ in shapes if label != IGNORE_NAME)  # once all is well
 
         def labelled() -> list[Shape]:
             ids = self._ids or {label: k for k, label in enumerate(_in_order(self._found))}
@@ -148,39 +151,41 @@ class _Reader:
         return Picture(image, shown_name, self.source.shown(name), split_of(name), labelled, size=size)
 
     def _image(self, content: Mapping[str, Any], file: str) -> str | bytes:
-        """The picture that is named, or where none is, the one beside the file; else the one in it."""
+        """The picture that is named, or the one in the file, or the one beside it with its stem."""
         wanted: Any = content.get("imagePath")
-        stem = file[: -len(".json")]
-        if wanted in (None, ""):
-            beside = (stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper()))
-            wanted = posixpath.basename(next(filter(self.source.has, beside), "")) or wanted
+        beside = (file[: -len(".json")] + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper()))
+        own = next(filter(self.source.has, beside), None)
+        if wanted in (None, "") and own is not None:
+            return self.source.path(own)
         try:
             return self.source.find_picture(wanted, posixpath.dirname(file))
         except ValueError:
-            if not content.get("imageData"):
+            if content.get("imageData"):
+                return _decoded(content["imageData"], "imageData")
+            if own is None:
                 raise
-        return _decoded(content["imageData"], "imageData")
+        self._renamed += 1
+        return self.source.path(own)
 
     def _shape(self, index: int, entry: Any) -> tuple[str, Polygon | Bitmap, str] | None:
         if not isinstance(entry, Mapping):
             raise ValueError(f"shape {index}: it must be an object, got {short_repr(entry)}")
         label = entry.get("label")
-        place = shape_place(index, label)
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"shape {index}: its label must be a text, got {short_repr(label)}")
+        label = label.strip()
+        place = shape_place(index, label)
         kind = entry.get("shape_type") or "polygon"
         if kind in WITHOUT_AREA:
             self._without_area[kind] = self._without_area.get(kind, 0) + 1
             return None
         part = _part(kind, entry, place)
-        if label != IGNORE_NAME:
-            if self._ids and label not in self._ids:
-                raise ValueError(f"{place}: the label is not in the list of classes: {listed(self._ids)}")
-            self._found[label] = self._found.get(label, 0) + 1
+        if label != IGNORE_NAME and self._ids and label not in self._ids:
+            raise ValueError(f"{place}: the label is not in the list of classes: {listed(self._ids)}")
         return label, part, place
 
 
-def _in_order(labels: Mapping[str, int]) -> list[str]:
+def _in_order(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=lambda label: (label.strip("_").lower() != "background", label))
 
 
@@ -224,7 +229,7 @@ def _decoded(text: Any, field: str) -> bytes:
     if not isinstance(text, str):
         raise ValueError(f"{field} must be a file in base64, got {short_repr(text)}")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.rpartition(";base64,")[2].split()), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"{field} must be a file in base64, got {short_repr(text)}") from None
 

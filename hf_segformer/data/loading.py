@@ -19,9 +19,10 @@ from .cityscapes import load_cityscapes
 from .coco_stuff import load_coco_stuff
 from .files import shown
 from .folder import load_folder
-from .formats import FORMATS, load_annotated, recognise_published, unknown_format
+from .formats import FORMATS, load_annotated, unknown_format
 from .hub import load_hub
 from .label_map import read_label_map, with_label_map
+from .published import recognise_published
 from .scenes import load_scenes
 from .segmentation_data import MissingSplit, SegmentationData
 from .source import Source
@@ -97,16 +98,20 @@ def load_any(data: str | Path, format: str | None = None, **options: Any) -> Seg
         raise ValueError(unknown_format(format, (*FORMATS, *LOADERS)))
     if format is None and re.fullmatch(r"[\w.-]+/[\w.-]+", str(data)) and not os.path.exists(data):
         try:
-            return load_dataset(str(data), None, **options)
+            found = load_dataset(str(data), None, **options)
+            return replace(found, description=_described(found, str(data)))
         except ValueError as error:
             place = f"data {data}: no such file or folder in {shown(os.getcwd())}"
             raise ValueError(f"{place}, and as a data set of the Hub: {error}") from error
     if format in LOADERS:
         return load_dataset(format, data, **options)
-    source = Source(data, options.pop("pictures", None), options.get("allow_outside_files", False))
+    source = Source(data, options.get("pictures"), options.get("allow_outside_files", False))
     if format is None and (published := recognise_published(source)) is not None:
-        return replace(found := load_dataset(published, data, **options), description=_described(found, published))
-    options.pop("allow_outside_files", None)
+        root = source.root / published.folder if published.folder and not source.given else data
+        found = load_dataset(published.name, root, **options)
+        return replace(found, description=_described(found, published.name))
+    for name in ("pictures", "allow_outside_files"):
+        options.pop(name, None)
     names = {"train_split", "validation_split", "validation_fraction", "group_by", "folds", "fold"} & options.keys()
     splits = {name: options.pop(name) for name in names}
     if "split_seed" in options:
@@ -118,7 +123,8 @@ def load_any(data: str | Path, format: str | None = None, **options: Any) -> Seg
 def _described(data: SegmentationData, name: str) -> str:
     kinds = {"to train on": data.train, "held out": data.validation}
     counts = [f"{len(rows)} pictures {what}" for what, rows in kinds.items() if not isinstance(rows, MissingSplit)]
-    return f"{name}: {', '.join(counts)}, {data.num_classes} classes"
+    how = f"; {data.description}" if data.description else ""
+    return f"{name}: {', '.join(counts)}, {data.num_classes} classes{how}"
 
 
 def _refuse_unknown(options: Mapping[str, Any], loader: Callable[..., SegmentationData], name: str) -> None:

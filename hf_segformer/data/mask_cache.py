@@ -103,13 +103,13 @@ def trim(root: Path, limit: float) -> list[Path]:
         return []
     folders = [entry for entry in root.iterdir() if entry.is_dir()]
     sizes = {folder: _size(folder) for folder in folders}
-    removed = []
+    total, removed = sum(sizes.values()), []
     for folder in sorted(folders, key=_last_use):
-        if sum(sizes.values()) <= limit:
+        if total <= limit:
             break
         if str(folder) not in _held and _remove(folder):
             removed.append(folder)
-            del sizes[folder]
+            total -= sizes[folder]
     return removed
 
 

@@ -35,19 +35,20 @@ def _class_files(source: Source) -> list[str]:
 
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
-    faults = Faults("Roboflow masks")
+    tables_faults, faults = Faults("Roboflow masks"), Faults("Roboflow masks")
     pictures: list[Picture] = []
     tables: dict[str, dict[int, str]] = {}
     files = _class_files(source)
     source.require(files, f"{CLASS_FILE} beside files *{MASK_END}")
     for name in files:
-        with faults.of(source.shown(name)):
+        with tables_faults.of(source.shown(name)):
             tables[name] = parse_classes(source.text(name))
             first = next(iter(tables))
             if tables[name] != tables[first]:
                 raise ValueError(f"its classes must be those of {source.shown(first)}, got others")
         pictures += _pairs(source, posixpath.dirname(name), faults)
-    faults.stop()
+    tables_faults.stop()
+    left_out = faults.stop(pictures)
     values = next(iter(tables.values()))
     ids = {value: position for position, value in enumerate(sorted(values))}
     names = tuple(values[value] for value in ids)
@@ -56,7 +57,7 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
             raise ValueError(f"class_names must be {len(names)} names as in {CLASS_FILE}, got {len(classes.names)}")
         names = classes.names
     id_map = () if list(ids) == list(range(len(ids))) else tuple(ids.items())
-    return Annotated(pictures, names, "Roboflow masks", mask_format="ids", id_map=id_map)
+    return Annotated(pictures, names, "Roboflow masks", mask_format="ids", id_map=id_map, left_out=left_out)
 
 
 def parse_classes(text: str) -> dict[int, str]:
@@ -89,26 +90,28 @@ def _pairs(source: Source, folder: str, faults: Faults) -> list[Picture]:
     names = [name for name in source.folders[folder] if name.lower().endswith(IMAGE_SUFFIXES)]
     masks = {name[: -len(MASK_END)]: name for name in names if name.endswith(MASK_END)}
     images: dict[str, str] = {}
+    split, twice = split_of(f"{folder}/"), set()
     for name in names:
         stem = posixpath.splitext(name)[0]
         if name in masks.values():
             continue
         place = posixpath.join(folder, name)
         if stem in images:
-            faults.add(source.shown(place), f"its stem must be its own, {images[stem]} has it, too")
+            faults.add(source.shown(place), f"its stem must be its own, {images[stem]} has it, too", split)
+            twice.add(stem)
         elif stem not in masks:
-            faults.add(source.shown(place), f"its mask {stem}{MASK_END} is missing")
+            faults.add(source.shown(place), f"its mask {stem}{MASK_END} is missing", split)
         images[stem] = name
     for stem in masks.keys() - images.keys():
-        faults.add(source.shown(posixpath.join(folder, masks[stem])), f"its picture {stem}.* is missing")
+        faults.add(source.shown(posixpath.join(folder, masks[stem])), f"its picture {stem}.* is missing", split)
     return [
         Picture(
             source.path(place := posixpath.join(folder, images[stem])),
             place,
             source.shown(posixpath.join(folder, mask)),
-            split_of(place),
+            split,
             mask=source.path(posixpath.join(folder, mask)),
         )
         for stem, mask in masks.items()
-        if stem in images
+        if stem in images and stem not in twice
     ]

@@ -20,6 +20,7 @@ from .archives import is_member_path, read_member
 from .classes import Color
 from .files import StorageError, printable, read_file, require_text, retried, shown
 from .labels import AnnotationFormat, label_ids
+from .tolerance import Fault
 
 if TYPE_CHECKING:
     import datasets
@@ -83,6 +84,7 @@ class SegmentationData:
             these are the label ids themselves.
         other_splits: Splits that are neither, such as a test split, by name; kept when the data set is written.
         description: What was found out about the files, in one line, or "".
+        left_out: What is wrong with the annotations of pictures that are in no split for it; see `tolerant_probes`.
     """
 
     train: datasets.Dataset | datasets.IterableDataset | MissingSplit
@@ -96,6 +98,7 @@ class SegmentationData:
     submission_ids: tuple[int, ...] | None = None
     other_splits: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     description: str = ""
+    left_out: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
         if self.annotation_format is None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ import os
 import posixpath
 import re
 import time
+import unicodedata
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from .files import LeftOut, read_file, require_text, scan, shown
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 _LOOKED_INTO = 20  # JSON files, where nothing was found
 _KINDS: dict[type, str] = {dict: "an object", list: "a list"}
+_UPLOADED = re.compile("^[0-9a-f]{8}-")
 _BESIDE = ("annotations", "labels", "annotation")  # folders of a single file whose pictures lie beside them
 
 
@@ -164,13 +167,20 @@ class Source:
         return read_file(self.root / name)
 
     def text(self, name: str) -> str:
-        """Return the contents of a text file, in UTF-8, with line breaks of any system; raises as `read`."""
+        """Return the contents of a text file, in UTF-8 or in UTF-16 with its mark, with line breaks of any system.
+
+        Raises:
+            ValueError: See `read`; or it is no such text.
+        """
         contents = self.read(name)
+        encoding = "utf-16" if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
         try:
-            return re.sub("\r\n?", "\n", contents.decode("utf-8-sig"))
+            return re.sub("\r\n?", "\n", contents.decode(encoding))
         except UnicodeDecodeError as error:
             byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            raise ValueError(f"it must be text in UTF-8, {byte} is none: {error.reason}") from None
+            raise ValueError(
+                f"it must be text in {encoding.upper().removesuffix('-SIG')}, {byte} is none: {error.reason}"
+            ) from None
 
     def named_text(self, name: str) -> str:
         """Return the contents of a text file as `text` does; what it raises begins with the name of the file."""
@@ -240,7 +250,9 @@ class Source:
         """Return the path of a picture that an annotation names.
 
         Tried are the name relative to the annotation's folder and to the root, then all pictures of that file name:
-        the one whose folders agree best, so that paths of another machine are no obstacle.
+        the one whose folders agree best, so that paths of another machine are no obstacle. Where there is none of this
+        name, those count that differ only in capitals, in how accents are composed, or in what is percent-encoded, and
+        at last those without the eight digits that Label Studio puts before the names of what is uploaded.
 
         Args:
             wanted: The name, possibly with folders, `..`, or backslashes between them.
@@ -280,7 +292,7 @@ class Source:
         )
 
     def _similar(self, plain: str) -> str:
-        """Say which picture differs in capitals or its suffix alone."""
+        """Say which picture differs in its suffix alone."""
         stem = posixpath.splitext(posixpath.basename(plain))[0].casefold()
         for place in filter(None, (self.pictures, self)):
             for name in place.image_names:
@@ -291,7 +303,9 @@ class Source:
     def _best_fit(self, plain: str) -> list[str]:
         parts = plain.split("/")
         fits: defaultdict[int, list[str]] = defaultdict(list)
-        for name in self._by_last_name.get(parts[-1], ()):
+        last = parts[-1]
+        loose = (loose_name(last), loose_name(_UPLOADED.sub("", last)))
+        for name in next(filter(None, [self._by_last_name.get(last), *map(self._by_loose_name.get, loose)]), []):
             pairs = zip(reversed(parts), reversed(name.split("/")), strict=False)
             fits[next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(parts), name.count("/") + 1))].append(
                 name
@@ -303,6 +317,13 @@ class Source:
         by_name: defaultdict[str, list[str]] = defaultdict(list)
         for name in self.image_names:
             by_name[name.rpartition("/")[2]].append(name)
+        return dict(by_name)
+
+    @functools.cached_property
+    def _by_loose_name(self) -> dict[str, list[str]]:
+        by_name: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self.image_names:
+            by_name[loose_name(name.rpartition("/")[2])].append(name)
         return dict(by_name)
 
     # ---- has anything changed?
@@ -324,6 +345,11 @@ class Source:
                 return None
             found.append([status.st_size, status.st_mtime_ns])
         return found
+
+
+def loose_name(name: str) -> str:
+    """Return what names have in common that differ as systems and programs for them do."""
+    return unicodedata.normalize("NFC", urllib.parse.unquote(name)).casefold()
 
 
 def _hidden(name: str) -> bool:

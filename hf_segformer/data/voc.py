@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from PIL import Image
 
 from ..texts import listed
 from .annotated import Annotated, Faults, Picture
 from .classes import ClassTable, Color, default_palette
 from .file_names import split_of
+from .file_tree import probe_evenly
 from .labelme import find_labels
 from .segmentation_data import open_picture, place_of
 from .source import IMAGE_SUFFIXES, Source
 from .splits import TEST_NAMES
+from .tolerance import Fault
 
 VOC_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -39,12 +43,12 @@ def recognise(source: Source) -> str | None:
 
 def read(source: Source, classes: ClassTable | None) -> Annotated:
     """See `annotated`."""
-    pictures, notes = read_pictures(source, "Pascal VOC")
+    pictures, notes, left_out = read_pictures(source, "Pascal VOC")
     table = classes or find_labels(source)
     names = table.names if table else VOC_NAMES
     if table is None:
         notes.append("names are those of the challenge, there is no class_names.txt")
-    colored, palette = mask_colors(pictures[0].mask, len(names)) if pictures else (False, None)
+    colored, palette = mask_colors([picture.mask for picture in pictures], len(names))
     return Annotated(
         pictures,
         names,
@@ -53,22 +57,27 @@ def read(source: Source, classes: ClassTable | None) -> Annotated:
         ignore_color=VOID_COLOR,
         mask_format="rgb" if colored else "ids",
         notes=notes,
+        left_out=left_out,
     )
 
 
-def mask_colors(mask: str, count: int) -> tuple[bool, tuple[Color, ...] | None]:
-    """Return whether a mask holds colours instead of ids, and the colours of the ids.
+def mask_colors(masks: Sequence[str], count: int) -> tuple[bool, tuple[Color, ...] | None]:
+    """Return whether masks hold colours instead of ids, and the colours of the ids.
 
     Args:
-        mask: Path of a mask.
+        masks: Paths; what the first that can be read looks like counts.
         count: Number of classes.
     """
-    picture = open_picture(mask, f"annotation {place_of(mask)}")
-    if picture.mode == "P":
-        stored = picture.getpalette("RGB") or []
+    pictures: list[Image.Image] = []
+    probe_evenly(masks, lambda mask: pictures.append(open_picture(mask, f"annotation {place_of(mask)}")))
+    if not pictures:
+        return False, None
+    if pictures[0].mode == "P":
+        stored = pictures[0].getpalette("RGB") or []
         colors = tuple(zip(stored[::3], stored[1::3], stored[2::3], strict=False))[:count]
         return False, colors if len(colors) == count else None
-    return picture.mode in ("RGB", "RGBA"), ((0, 0, 0), *default_palette(count - 1)) if count > 1 else None
+    colored = pictures[0].mode in ("RGB", "RGBA")
+    return colored, ((0, 0, 0), *default_palette(count - 1)) if count > 1 else None
 
 
 # ---- the layout, which CVAT shares
@@ -87,8 +96,8 @@ def mask_roots(source: Source) -> dict[str, str]:
     return roots
 
 
-def read_pictures(source: Source, what: str) -> tuple[list[Picture], list[str]]:
-    """Return the pictures with their masks, split as the lists say, and notes.
+def read_pictures(source: Source, what: str) -> tuple[list[Picture], list[str], list[Fault]]:
+    """Return the pictures with their masks, split as the lists say, notes, and faults of pictures that are left out.
 
     Raises:
         ValueError: A picture is missing, there are two for one mask, or there are several data sets.
@@ -107,13 +116,12 @@ def read_pictures(source: Source, what: str) -> tuple[list[Picture], list[str]]:
     find = _finder(source, root)
     pictures = []
     for stem, split in splits:
-        with faults.of(source.shown(masks[stem])):
+        with faults.of(source.shown(masks[stem]), split):
             image = find(stem)
             shown, mask = source.shown(masks[stem]), source.path(masks[stem])
             pictures.append(Picture(image, posixpath.basename(image), shown, split, mask=mask))
             pictures[-1].name = stem + posixpath.splitext(image)[1]
-    faults.stop()
-    return pictures, notes
+    return pictures, notes, faults.stop(pictures)
 
 
 def _stem(name: str, folder: str) -> str:

@@ -15,6 +15,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _read_yaml(source: Source, name: str, classes: ClassTable | None) -> Annotat
         raise ValueError("kpt_shape: these are labels of keypoints, which have no area")
     table = _class_table(content, classes, source.shown(name))
     source, bases = _bases(source, name, content.get("path"))
-    faults = Faults("YOLO")
+    faults, lines = Faults("YOLO"), Faults("YOLO")
     notes: list[str] = []
     pictures: list[tuple[str, str]] = []
     for key in SPLIT_KEYS:
@@ -145,12 +146,15 @@ def _read_yaml(source: Source, name: str, classes: ClassTable | None) -> Annotat
                     looked = " and ".join(source.shown(posixpath.join(base, str(entry))) for base in bases)
                     raise ValueError(f"folder or list {short_repr(entry)} is missing, looked for {looked}")
                 else:
-                    pictures += [(key, picture) for picture in _pictures_at(source, bases, place, faults)]
+                    pictures += [(key, picture) for picture in _pictures_at(source, bases, place, lines, key)]
     faults.stop()
+    left_out = lines.stop(pictures)
     masks_dir = content.get("masks_dir") or next((f for f in ("masks",) if _is_folder(source, bases, f)), None)
     if masks_dir:
-        return _with_masks(source, pictures, masks_dir, content.get("label_mapping"), table, notes)
-    return _with_texts(source, pictures, table, notes)
+        found = _with_masks(source, pictures, masks_dir, content.get("label_mapping"), table, notes)
+    else:
+        found = _with_texts(source, pictures, table, notes)
+    return replace(found, left_out=[*left_out, *found.left_out])
 
 
 def _bases(source: Source, name: str, path: Any) -> tuple[Source, list[str]]:
@@ -213,7 +217,7 @@ def _place(source: Source, bases: list[str], entry: Any) -> str | None:
     return None
 
 
-def _pictures_at(source: Source, bases: list[str], place: str, faults: Faults) -> Iterator[str]:
+def _pictures_at(source: Source, bases: list[str], place: str, faults: Faults, split: str) -> Iterator[str]:
     """Pictures below a folder, or those in a list."""
     if not source.has(place):
         found = [name for name in source.image_names if not place or name.startswith(f"{place}/")]
@@ -226,8 +230,9 @@ def _pictures_at(source: Source, bases: list[str], place: str, faults: Faults) -
         for number, line in enumerate(source.named_text(place).split("\n"), 1):
             if not line.strip():
                 continue
-            with faults.of(f"{source.shown(place)}, line {number}"):
+            with faults.of(f"{source.shown(place)}, line {number}", split):
                 picture = _place(source, [posixpath.dirname(place), *bases], line.strip())
+                picture = picture or _tail(source, line.strip().replace("\\", "/"))
                 if picture is None or not source.has(picture):
                     raise ValueError(f"picture {short_repr(line.strip())} is missing")
                 yield picture
@@ -253,10 +258,10 @@ def _with_masks(
             untold += 1
             continue
         if mask is None:
-            faults.add(source.shown(name), f"its mask {source.shown(wanted + '.png')} is missing")
+            faults.add(source.shown(name), f"its mask {source.shown(wanted + '.png')} is missing", split)
             continue
         rows.append(Picture(source.path(name), name, source.shown(mask), split, mask=source.path(mask)))
-    faults.stop()
+    left_out = faults.stop(rows)
     if untold:
         notes.append(f"{untold} test pictures without a mask left out")
     names = table.names if len(table.names) > 1 else ("background", *table.names)  # one class: 0 is none of it
@@ -264,7 +269,13 @@ def _with_masks(
         {value: value for value in range(len(names))} | {IGNORED_VALUE: IGNORED} | _parse_mapping(mapping, len(names))
     )
     return Annotated(
-        rows, tuple(names), "YOLO with masks", mask_format="ids", id_map=tuple(sorted(ids.items())), notes=notes
+        rows,
+        tuple(names),
+        "YOLO with masks",
+        mask_format="ids",
+        id_map=tuple(sorted(ids.items())),
+        notes=notes,
+        left_out=left_out,
     )
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..data.arguments import DataArguments
-from ..data.file_tree import tolerant_probes
 from ..data.segmentation_data import SegmentationData
+from ..data.tolerance import tolerant_probes
 from ..data.training_samples import ON_BAD_SAMPLE
-from ..evaluation.protocols import Protocol
+from ..evaluation.protocols import PROTOCOLS, Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
 from .best import EXPORTS
@@ -177,7 +177,8 @@ class TrainArguments(DataArguments):
     )
 
     protocol: str | None = field(
-        default=None, metadata={"help": "Evaluation protocol, see evaluate.py; the recipe's, otherwise processor."}
+        default=None,
+        metadata={"help": f"Evaluation: {', '.join(PROTOCOLS)}; the recipe's if left out, otherwise processor."},
     )
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
@@ -202,7 +203,8 @@ class TrainArguments(DataArguments):
     on_bad_sample: str = field(
         default="stop",
         metadata={
-            "help": "stop, or skip: train on another picture in place of a damaged one, and list those skipped."
+            "help": "stop, or skip: leave out pictures with wrong annotations, train on others in place of damaged "
+            "ones, and list them."
         },
     )
     num_workers: int = field(default=2, metadata={"help": "Worker processes that load images, per process."})

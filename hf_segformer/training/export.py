@@ -62,9 +62,8 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         if run.adapter is not None and run.adapter_weights is not None:
             write_adapter(run.adapter, run.adapter_weights, folder / "adapter")
         write_metrics(metrics, folder / "metrics.json")
-        public = without_paths(
-            run.recipe.to_dict() | run.describe(), folders=[run.args.data_root, run.args.output_dir]
-        )
+        folders = [run.args.data, run.args.data_root, run.args.output_dir]
+        public = without_paths(run.recipe.to_dict() | run.describe(), folders)
         (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n", encoding="utf-8")
         (folder / "per_class_iou.txt").write_text(table + "\n", encoding="utf-8")
         learning_curve(run.progress.history, folder / "learning_curve.png")
