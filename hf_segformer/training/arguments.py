@@ -14,7 +14,7 @@ from ..data.training_samples import ON_BAD_SAMPLE
 from ..evaluation.protocols import Protocol
 from ..recipes import Recipe, default_recipe, get_recipe
 from .batches import BatchPlan, plan_batches
-from .losses import LOSSES, SegmentationLoss
+from .losses import SegmentationLoss
 
 # Flags that change nothing about the weights a run ends with.
 _FREE = {
@@ -120,7 +120,10 @@ class TrainArguments(DataArguments):
     )
     loss: str | None = field(
         default=None,
-        metadata={"help": f"{', '.join(LOSSES)} with weights, as in 'cross_entropy=1,dice=0.5'."},
+        metadata={
+            "help": "cross_entropy, ohem, focal, dice, tversky, lovasz, smp_dice, smp_focal with weights, as in "
+            "'cross_entropy=1,dice=0.5'."
+        },
     )
     loss_average: str | None = field(
         default=None, metadata={"help": "all: divide by all pixels (published recipes); valid: by labelled ones."}
@@ -149,10 +152,10 @@ class TrainArguments(DataArguments):
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
     )
-    boundary_iou: bool = field(default=False, metadata={"help": "The last evaluation also gives the boundary IoU."})
     eval_every: int | None = field(default=None, metadata={"help": "Steps between evaluations; a quarter of the run."})
     save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
+    boundary_iou: bool = field(default=False, metadata={"help": "The last evaluation also gives the boundary IoU."})
     on_bad_sample: str = field(
         default="stop",
         metadata={

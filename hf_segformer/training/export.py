@@ -69,13 +69,14 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         (folder / "per_class_iou.txt").write_text(table + "\n", encoding="utf-8")
         learning_curve(run.progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(run, folder / "overlays")
+        run.findings.write(folder)
         (folder / "README.md").write_text(_card(run, metrics, table, pictures[0]), encoding="utf-8")
+        run.findings.remove_panels(output_dir)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
                 replace_path(path, target)
-    run.findings.write(output_dir)
 
 
 def _card(run: Run, metrics: dict[str, Any], table: str, picture: str) -> str:
