@@ -39,14 +39,18 @@ def test_training_leaves_a_usable_folder(trained):
     assert not list(output_dir.glob(".*")), "temporary files are left"
     pictures = sorted((output_dir / "overlays").glob("*.png"))
     assert len(pictures) == 5
-    pictures += sorted((output_dir / "worst").glob("*.png"))
+    pictures += [
+        output_dir / entry["panel"] for entry in json.loads((output_dir / "metrics.json").read_text())["worst"]
+    ]
     assert len(pictures) == 5 + 5 and len((output_dir / "pictures.csv").read_text().splitlines()) == 1 + 5
     for path in [*pictures, output_dir / "learning_curve.png"]:
         assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 10, path
     metrics = json.loads((output_dir / "metrics.json").read_text())
     assert 0 < metrics["mean_iou"] < 1
     assert metrics["step"] == 4 and 0 < metrics["mean_iou"] < metrics["mean_dice"] < 1
-    assert metrics["base_lines"]["pictures"] == 10 and "mean label map: mIoU" in printed
+    assert (
+        metrics["base_lines_made_from"] == {"training_annotations": 10, "of": 10} and "mean label map: mIoU" in printed
+    )
     assert str(output_dir) in printed and "pipeline(" in printed
     assert list(output_dir.rglob("events.out.tfevents*"))
     model, info = AutoModelForSemanticSegmentation.from_pretrained(output_dir, output_loading_info=True)

@@ -201,7 +201,8 @@ def test_base_lines_pixel_by_pixel(data):
         prediction = expected[rows[:, None], columns]
         hits += (prediction == label)[label != 255].sum()
         total += (label != 255).sum()
-    scores = lines.compute()
+    made_from, scores = lines.compute()["base_lines_made_from"], lines.compute()["base_lines"]
+    assert made_from == {"training_annotations": 4, "of": 5} and set(scores) == {"commonest_class", "mean_label_map"}
     assert scores["mean_label_map"]["overall_accuracy"] == pytest.approx(hits / total)
     share = sum((label == lines.commonest).sum() for label in validation) / total
     always = scores["commonest_class"]
@@ -258,7 +259,12 @@ def test_files_of_the_worst_pictures(data, tmp_path):
     assert lines[1] == "base lines without looking (from 4 of 5 training annotations):" and len(lines) == 5
     assert lines[4].startswith("worst pictures by mIoU: ") and r"validation 2\n.png" in lines[4]
     metrics = findings.metrics()
-    assert metrics["base_lines"]["training_pictures"] == 5 and 0 < metrics["mean_boundary_iou"] < 1
+    assert 0 < metrics["mean_boundary_iou"] < 1
+    assert [entry["panel"] for entry in metrics["worst"]] == ["worst/1.png", "worst/2.png", "worst/3.png"]
+    assert metrics["worst"][0]["mean_iou"] == min(score.mean_iou for score in findings.pictures.scores)
+    assert "/" not in "".join(entry["file_name"] for entry in metrics["worst"]), "folders of the machine"
+    findings.remove_panels(folder)
+    assert [path.name for path in (folder / "worst").iterdir()] == ["mine.png"]
     json.dumps(metrics, allow_nan=False)
 
 

@@ -20,6 +20,7 @@ from hf_segformer.evaluation.loop import evaluate
 from hf_segformer.evaluation.protocols import PROTOCOLS, Protocol
 from hf_segformer.recipes import FLAVORS, RECIPE_NAMES, RECIPES, default_recipe, get_recipe, recipe_table
 from hf_segformer.training import TrainArguments
+from hf_segformer.training.losses import LOSSES
 from hf_segformer.training.model import build_model
 from nvlabs_network import NVLABS, nvlabs_weights
 from oracles import FOLDER, why_missing
@@ -207,6 +208,10 @@ def test_without_a_recipe():
 def test_wrong_flags(arguments, message):
     with pytest.raises(ValueError, match=message):
         parse(*arguments)
+
+
+def test_the_help_names_every_loss():
+    assert all(name in TrainArguments.__dataclass_fields__["loss"].metadata["help"] for name in LOSSES)
 
 
 def test_resuming_looks_at_what_determines_the_weights():

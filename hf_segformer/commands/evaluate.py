@@ -132,8 +132,8 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
     metrics |= source | {"split": args.split, "protocol": asdict(protocol)}
     metrics["mixed_precision"] = accelerator.mixed_precision
     if accelerator.is_main_process:
-        report(args, data, matrix, metrics, time.monotonic() - started, protocol.describe())
         findings.write(Path(args.output_dir or "."))
+        report(args, data, matrix, metrics, time.monotonic() - started, protocol.describe())
         print(findings.report())
         if args.output_dir is not None:
             pictures = shown_pictures(model, image_processor, data, protocol, args.split)

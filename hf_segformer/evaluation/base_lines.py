@@ -94,14 +94,13 @@ class BaseLines:
         self.matrices = [matrix.reduce(accelerator) for matrix in self.matrices]
 
     def compute(self) -> dict[str, Any]:
-        """Scores of `commonest_class` and `mean_label_map`, and what they were made from."""
+        """`base_lines`, the scores of `commonest_class` and `mean_label_map`, and `base_lines_made_from`."""
         names = ("mean_iou", "mean_accuracy", "overall_accuracy")
         commonest, mean_map = ({name: matrix.compute()[name] for name in names} for matrix in self.matrices)
+        commonest = {"class": self.class_names[self.commonest]} | commonest
         return {
-            "commonest_class": {"class": self.class_names[self.commonest]} | commonest,
-            "mean_label_map": mean_map,
-            "pictures": self.pictures,
-            "training_pictures": self.of,
+            "base_lines": {"commonest_class": commonest, "mean_label_map": mean_map},
+            "base_lines_made_from": {"training_annotations": self.pictures, "of": self.of},
         }
 
 

@@ -54,16 +54,12 @@ class Findings:
 
     def metrics(self) -> dict[str, Any]:
         """What goes into metrics.json."""
-        worst = [
-            {"file_name": public_path(score.file_name), "mean_iou": score.mean_iou, "panel": _panel(place)}
-            for place, (score, _) in enumerate(self.pictures.worst)
-        ]
-        found: dict[str, Any] = {"mean_picture_iou": self.pictures.mean_iou, "worst": worst}
+        found: dict[str, Any] = {"mean_picture_iou": self.pictures.mean_iou}
         if self.boundary is not None:
             found |= self.boundary.compute()
         if self.base_lines is not None:
-            found["base_lines"] = self.base_lines.compute()
-        return found
+            found |= self.base_lines.compute()
+        return found | {"worst": [self._of_worst(place) for place in range(len(self.pictures.worst))]}
 
     def report(self) -> str:
         """The same as lines of text, with the names of the worst pictures."""
@@ -72,21 +68,16 @@ class Findings:
         if self.boundary is not None:
             lines[0] += f"  boundary mIoU {_percent(found['mean_boundary_iou'])}"
         if self.base_lines is not None:
-            lines += self._base_lines(found["base_lines"])
+            lines += _base_lines(**found)
         worst = [f"{_shown(score.file_name)} {_percent(score.mean_iou)}" for score, _ in self.pictures.worst]
         return "\n".join(
             [*lines, f"worst pictures by mIoU: {', '.join(worst)}" if worst else "no picture is labelled"]
         )
 
-    def _base_lines(self, found: dict[str, Any]) -> list[str]:
-        kinds = {f"always {_shown(found['commonest_class']['class'])}": found["commonest_class"]}
-        kinds["mean label map"] = found["mean_label_map"]
-        scores = [
-            f"{kind}: mIoU {_percent(of['mean_iou'])}  aAcc {_percent(of['overall_accuracy'])}"
-            for kind, of in kinds.items()
-        ]
-        made_from = f"from {found['pictures']} of {found['training_pictures']} training annotations"
-        return [f"base lines without looking ({made_from}):", *(f"  {line}" for line in scores)]
+    def _of_worst(self, place: int) -> dict[str, Any]:
+        score, _ = self.pictures.worst[place]
+        scores = {"mean_iou": score.mean_iou, "pixel_accuracy": score.pixel_accuracy}
+        return {"file_name": public_path(score.file_name)} | scores | {"panel": f"worst/{place + 1}.png"}
 
     def write(self, folder: Path) -> None:
         """Write `pictures.csv`, and panels of the worst pictures: `worst/1.png` and so on.
@@ -95,22 +86,29 @@ class Findings:
             folder: Where an earlier evaluation may have left the same files, which are replaced.
         """
         self.pictures.write(folder / "pictures.csv")
-        data, worst = self.data, self.pictures.worst
-        rows = undecoded(getattr(data, self.split)) if worst else []
-        for place in range(self.pictures.keep):
-            path = folder / _panel(place)
-            if place >= len(worst):
-                path.unlink(missing_ok=True)
-                continue
-            score, prediction = worst[place]
+        self.remove_panels(folder, len(self.pictures.worst))
+        data = self.data
+        rows = undecoded(getattr(data, self.split)) if self.pictures.worst else []
+        for place, (score, prediction) in enumerate(self.pictures.worst):
             image, label = data.read_sample(rows[score.row], self.split, score.row)
             title = f"{public_path(score.file_name)}: mIoU {_percent(score.mean_iou)}"
+            path = folder / self._of_worst(place)["panel"]
             panel(image, label, prediction, data.class_names, data.palette, path, title=title)
 
+    def remove_panels(self, folder: Path, first: int = 0) -> None:
+        """Remove the panels that an earlier evaluation left, from a place on, counted from 0."""
+        for place in range(first, self.pictures.keep):
+            (folder / "worst" / f"{place + 1}.png").unlink(missing_ok=True)
 
-def _panel(place: int) -> str:
-    """Name of a worst picture's panel in the folder of an evaluation; place 0 is the worst."""
-    return f"worst/{place + 1}.png"
+
+def _base_lines(base_lines: dict[str, Any], base_lines_made_from: dict[str, int], **_: Any) -> list[str]:
+    commonest, mean_map = base_lines["commonest_class"], base_lines["mean_label_map"]
+    made_from = "from {training_annotations} of {of} training annotations".format(**base_lines_made_from)
+    lines = [
+        f"  {kind}: mIoU {_percent(scores['mean_iou'])}  aAcc {_percent(scores['overall_accuracy'])}"
+        for kind, scores in ((f"always {_shown(commonest['class'])}", commonest), ("mean label map", mean_map))
+    ]
+    return [f"base lines without looking ({made_from}):", *lines]
 
 
 def _shown(name: str) -> str:

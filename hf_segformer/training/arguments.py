@@ -20,7 +20,7 @@ from .best import EXPORTS
 from .ema import check_decay
 from .freezing import stages_to_freeze
 from .lora import check_lora
-from .losses import LOSSES, SegmentationLoss
+from .losses import SegmentationLoss
 from .stopping import EVALUATIONS_PER_PATIENCE, EarlyStopping
 from .trackers import tracker_names
 
@@ -153,7 +153,10 @@ class TrainArguments(DataArguments):
     )
     loss: str | None = field(
         default=None,
-        metadata={"help": f"{', '.join(LOSSES)} with weights, as in 'cross_entropy=1,dice=0.5'."},
+        metadata={
+            "help": "cross_entropy, ohem, focal, dice, tversky, lovasz, smp_dice, smp_focal with weights, as in "
+            "'cross_entropy=1,dice=0.5'."
+        },
     )
     loss_average: str | None = field(
         default=None, metadata={"help": "all: divide by all pixels (published recipes); valid: by labelled ones."}
@@ -183,7 +186,6 @@ class TrainArguments(DataArguments):
     tta: str = field(
         default="none", metadata={"help": "Test-time augmentation of the last evaluation: none, mmseg or nvlabs."}
     )
-    boundary_iou: bool = field(default=False, metadata={"help": "The last evaluation also gives the boundary IoU."})
     eval_every: int | None = field(
         default=None, metadata={"help": "Steps between evaluations; a quarter of the run, more often with patience."}
     )
@@ -200,6 +202,7 @@ class TrainArguments(DataArguments):
     min_delta: float = field(default=0.0, metadata={"help": "patience: by how much it must be higher, in [0, 1)."})
     save_every: int | None = field(default=None, metadata={"help": "Steps between saved states; a tenth of the run."})
     log_every: int = field(default=20, metadata={"help": "Steps between logged losses."})
+    boundary_iou: bool = field(default=False, metadata={"help": "The last evaluation also gives the boundary IoU."})
     on_bad_sample: str = field(
         default="stop",
         metadata={

@@ -71,6 +71,7 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         run.findings.write(folder)
         write_report(run_report(run, matrix, metrics, folder, pictures), folder / REPORT_NAME)
         (folder / "README.md").write_text(_card(run, metrics, table, pictures[0]), encoding="utf-8")
+        run.findings.remove_panels(output_dir)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
