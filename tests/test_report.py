@@ -18,7 +18,7 @@ from example_scripts import kept_process
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from hf_segformer.cli import COMMANDS
 from hf_segformer.evaluation.metrics import ConfusionMatrix
-from hf_segformer.reporting import Report, write_report
+from hf_segformer.reporting import Report, worst_pictures, write_report
 from hf_segformer.visualization import palette_for
 from scene_folder import write_scene_folder
 
@@ -183,6 +183,14 @@ def test_long_names_are_cut_but_kept_whole_for_the_pointer(tmp_path):
 # ---- numbers
 
 
+def test_the_worst_come_first(tmp_path):
+    for name in ("10.png", "2.png", "1.png", "x.png"):
+        (tmp_path / "worst").mkdir(exist_ok=True)
+        Image.new("RGB", (3, 3)).save(tmp_path / "worst" / name)
+    assert [caption for caption, _ in worst_pictures(tmp_path)] == ["1", "2", "10"]
+    assert worst_pictures(tmp_path / "none") == []
+
+
 def rows_of(page, heading):
     """Cells of the table below a heading, as texts."""
     section = next(part for part in page.split("<section>") if part.startswith(f"<h2>{heading}<"))
@@ -219,11 +227,12 @@ def test_confusion_and_what_is_confused_most(tmp_path):
 
 
 def test_base_lines_and_further_scores(tmp_path):
-    more = {"base_lines": {"commonest_class": {"mean_iou": 0.125}, "mean_label_map": 0.25, "none": {"mean_iou": None}}}
+    lines = {"commonest_class": {"mean_iou": 0.125, "class": "<sky>"}, "mean_label_map": {"mean_iou": 0.25}}
+    more = {"base_lines": lines | {"none": {"mean_iou": None}, "pictures": 400}}
     more |= {"per_category_boundary_iou": [0.5, float("nan")], "mean_boundary_iou": 0.5, "seconds": 12.5, "step": 4000}
     counts = [[3, 1], [2, 4]]
     page = written(tmp_path, counts, metrics=matrix_of(counts).compute() | more, history=history_of(50))
-    assert rows_of(page, "Base lines")[1:3] == [["commonest class", "12.50 %"], ["mean label map", "25.00 %"]]
+    assert rows_of(page, "Base lines")[1:3] == [["always &lt;sky&gt;", "12.50 %"], ["mean label map", "25.00 %"]]
     heads, first, second, mean = rows_of(page, "Classes")
     column = heads.index("boundary IoU %")
     assert [row[column] for row in (first, second, mean)] == ["50.00", "-", "50.00"]

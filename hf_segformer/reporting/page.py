@@ -40,7 +40,7 @@ class Report:
     Args:
         title: Heading.
         metrics: What `ConfusionMatrix.compute` returned and more: `step`, `images`, `seconds`, and `base_lines`, each
-            by its name with its `mean_iou`.
+            by its name with its `mean_iou`, and its `class` if it is always the same.
         matrix: The evaluation.
         class_names: K names.
         palette: (K, 3) RGB in 0..255.
@@ -114,6 +114,7 @@ def _header(report: Report) -> str:
             ("mean_dice", "mean Dice"),
             ("mean_boundary_iou", "boundary mIoU"),
             ("mean_iou_thin_classes", "mIoU of thin classes"),
+            ("mean_picture_iou", "mean of pictures' mIoU"),
         )
         if is_number(metrics.get(key))
     ]
@@ -151,9 +152,12 @@ def _curves(report: Report) -> str:
 
 def base_lines(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Name and mIoU of each base line, where metrics hold some."""
-    found = metrics.get("base_lines") or {}
-    scores = [(label, one.get("mean_iou") if isinstance(one, Mapping) else one) for label, one in found.items()]
-    return [(str(label).replace("_", " "), float(score)) for label, score in scores if is_number(score)]
+    found = []
+    for kind, scores in (metrics.get("base_lines") or {}).items():
+        if isinstance(scores, Mapping) and is_number(scores.get("mean_iou")):
+            label = f"always {scores['class']}" if "class" in scores else str(kind).replace("_", " ")
+            found.append((label, float(scores["mean_iou"])))
+    return found
 
 
 def _base_lines(metrics: Mapping[str, Any]) -> str:
@@ -217,16 +221,11 @@ def _bad_samples(bad_samples: Sequence[Mapping[str, Any]]) -> str:
     return f"<p>{len(reasons):,} passed over, and others taken in their place.{more}</p><ul>{items}</ul>"
 
 
-def worst_pictures(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, Path]]:
-    """Caption and file of each picture in `worst/`, which `metrics["worst"]` lists.
+def worst_pictures(folder: Path) -> list[tuple[str, Path]]:
+    """Caption and file of each picture in `worst/`, whose names are numbers, the worst first.
 
     Args:
-        metrics: With the scores of the worst pictures.
         folder: Where `worst` lies.
     """
-    found = []
-    for entry in metrics.get("worst") or ():
-        file = next((folder / str(entry[key]) for key in ("panel", "picture", "drawn") if entry.get(key)), None)
-        if file is not None and file.is_file():
-            found.append((f"{entry.get('file_name', file.stem)}: mIoU {percent(entry.get('mean_iou'))} %", file))
-    return found
+    files = [path for path in (folder / "worst").glob("*.png") if path.stem.isdecimal()]
+    return [(path.stem, path) for path in sorted(files, key=lambda path: int(path.stem))]

@@ -66,13 +66,13 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         (folder / "per_class_iou.txt").write_text(table + "\n", encoding="utf-8")
         learning_curve(run.progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(run, folder / "overlays")
-        write_report(run_report(run, matrix, metrics, folder, pictures), folder / REPORT_NAME)
         (folder / "README.md").write_text(_card(run, metrics, table, pictures[0]), encoding="utf-8")
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
                 replace_path(path, target)
+    write_report(run_report(run, matrix, metrics, pictures), output_dir / REPORT_NAME)
 
 
 def _card(run: Run, metrics: dict[str, Any], table: str, picture: str) -> str:
