@@ -19,6 +19,7 @@ from ..reporting import REPORT_NAME, write_report
 from ..texts import listed, without_paths
 from ..visualization import learning_curve, panel
 from .report import run_report
+from .watching import run_pictures
 
 if TYPE_CHECKING:
     from .run import Run
@@ -107,7 +108,7 @@ def draw_pictures(run: Run, folder: Path) -> list[str]:
     """
     folder.mkdir()
     data, names = run.data, []
-    for name, image, truth, prediction in run.shown_pictures():
+    for name, image, truth, prediction in run_pictures(run):
         names.append(f"{folder.name}/{name}.png")
         panel(image, truth, prediction, data.class_names, data.palette, path=folder.parent / names[-1])
     return names
