@@ -183,12 +183,13 @@ def test_long_names_are_cut_but_kept_whole_for_the_pointer(tmp_path):
 # ---- numbers
 
 
-def test_the_worst_come_first(tmp_path):
-    for name in ("10.png", "2.png", "1.png", "x.png"):
-        (tmp_path / "worst").mkdir(exist_ok=True)
-        Image.new("RGB", (3, 3)).save(tmp_path / "worst" / name)
-    assert [caption for caption, _ in worst_pictures(tmp_path)] == ["1", "2", "10"]
-    assert worst_pictures(tmp_path / "none") == []
+def test_the_worst_pictures_are_those_that_are_drawn(tmp_path):
+    (tmp_path / "worst").mkdir()
+    Image.new("RGB", (3, 3)).save(tmp_path / "worst" / "1.png")
+    worst = [{"file_name": "a/b.png", "mean_iou": 0.125, "panel": f"worst/{place}.png"} for place in (1, 2)]
+    expected = [("a/b.png: mIoU 12.50 %", tmp_path / "worst" / "1.png")]
+    assert worst_pictures({"worst": [*worst, {"file_name": "c.png", "mean_iou": 0.5}]}, tmp_path) == expected
+    assert worst_pictures({}, tmp_path) == []
 
 
 def rows_of(page, heading):

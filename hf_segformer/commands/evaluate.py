@@ -180,7 +180,7 @@ def write_page(
         matrix=matrix,
         class_names=data.class_names,
         palette=data.palette,
-        worst=worst_pictures(folder),
+        worst=worst_pictures(metrics, folder),
         pictures=(
             (name, panel(image, truth, prediction, data.class_names, data.palette))
             for name, image, truth, prediction in pictures

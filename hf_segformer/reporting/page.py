@@ -221,11 +221,12 @@ def _bad_samples(bad_samples: Sequence[Mapping[str, Any]]) -> str:
     return f"<p>{len(reasons):,} passed over, and others taken in their place.{more}</p><ul>{items}</ul>"
 
 
-def worst_pictures(folder: Path) -> list[tuple[str, Path]]:
-    """Caption and file of each picture in `worst/`, whose names are numbers, the worst first.
+def worst_pictures(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, Path]]:
+    """Caption and file of the pictures with the lowest scores, as far as they are drawn.
 
     Args:
-        folder: Where `worst` lies.
+        metrics: `worst` lists them, each with its `file_name`, its `mean_iou` and the picture's file, its `panel`.
+        folder: What the files are relative to.
     """
-    files = [path for path in (folder / "worst").glob("*.png") if path.stem.isdecimal()]
-    return [(path.stem, path) for path in sorted(files, key=lambda path: int(path.stem))]
+    listed = [(one, folder / one["panel"]) for one in metrics.get("worst") or () if "panel" in one]
+    return [(f"{one['file_name']}: mIoU {percent(one['mean_iou'])} %", path) for one, path in listed if path.is_file()]

@@ -38,7 +38,7 @@ def run_report(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], pictu
         class_names=data.class_names,
         palette=data.palette,
         history=progress.history,
-        worst=worst_pictures(run.folder),
+        worst=worst_pictures(metrics, run.folder),
         pictures=[(Path(name).stem, run.folder / name) for name in pictures],
         bad_samples=without_paths(progress.bad_samples, **private),
         settings=without_paths(settings, **private),
