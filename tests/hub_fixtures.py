@@ -82,7 +82,14 @@ def folder(tmp_path, tiny_config, randomize):
     for name in ("states/step-2/model.safetensors", "runs/events.bin", "overlays/a.png", ".export-x/a.png"):
         (folder / name).parent.mkdir(parents=True)
         Image.fromarray(picture).save(folder / name, format="png")
-    for name in (".hidden.json", "training_args.bin", "trainer_state.json", "optimizer.pt", "code.py"):
+    for name in (
+        ".hidden.json",
+        "training_args.bin",
+        "trainer_state.json",
+        "trackers.json",
+        "optimizer.pt",
+        "code.py",
+    ):
         (folder / name).write_text("{}")
     card = model_card(str(folder), "scenes", METRICS, "table", {"seed": 0}, "overlays/a.png", config=config)
     (folder / "README.md").write_text(card)

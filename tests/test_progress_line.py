@@ -18,7 +18,8 @@ from hf_segformer.training import Progress
 from hf_segformer.training.progress_line import ProgressLine, bars_on_terminals, scores_line
 from scene_folder import write_scene_folder
 
-LINE = r"step (\d+)/6, \d\d:\d\d left, \d+\.\d images/s, loss \d\.\d+,( mIoU \d+\.\d\d, best \d+\.\d\d at \d,)? lr \d\.\d\de-\d\d"
+LINE = r"step (\d+)/6, \d\d:\d\d left, \d+\.\d images/s, loss \d(?:\.\d+)?,"
+LINE += r"( mIoU \d+\.\d\d, best \d+\.\d\d at \d,)? lr \d\.\d\de-\d\d"
 
 
 class Terminal(io.StringIO):
@@ -102,7 +103,7 @@ def test_the_log_of_a_run_that_was_stopped(words, tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_that_cannot_start_leaves_no_log(words, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="no such folder|does not exist|not found|no "):
+    with pytest.raises(ValueError, match="missing"):
         train(words, monkeypatch, "--output_dir", tmp_path / "out", "--data_root", tmp_path / "missing")
     assert not list(tmp_path.iterdir())
 

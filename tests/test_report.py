@@ -18,7 +18,7 @@ from example_scripts import kept_process
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from hf_segformer.cli import COMMANDS
 from hf_segformer.evaluation.metrics import ConfusionMatrix
-from hf_segformer.reporting import Report, write_report
+from hf_segformer.reporting import Report, worst_pictures, write_report
 from hf_segformer.visualization import palette_for
 from scene_folder import write_scene_folder
 
@@ -183,6 +183,15 @@ def test_long_names_are_cut_but_kept_whole_for_the_pointer(tmp_path):
 # ---- numbers
 
 
+def test_the_worst_pictures_are_those_that_are_drawn(tmp_path):
+    (tmp_path / "worst").mkdir()
+    Image.new("RGB", (3, 3)).save(tmp_path / "worst" / "1.png")
+    worst = [{"file_name": "a/b.png", "mean_iou": 0.125, "panel": f"worst/{place}.png"} for place in (1, 2)]
+    expected = [("a/b.png: mIoU 12.50 %", tmp_path / "worst" / "1.png")]
+    assert worst_pictures({"worst": [*worst, {"file_name": "c.png", "mean_iou": 0.5}]}, tmp_path) == expected
+    assert worst_pictures({}, tmp_path) == []
+
+
 def rows_of(page, heading):
     """Cells of the table below a heading, as texts."""
     section = next(part for part in page.split("<section>") if part.startswith(f"<h2>{heading}<"))
@@ -219,18 +228,12 @@ def test_confusion_and_what_is_confused_most(tmp_path):
 
 
 def test_base_lines_and_further_scores(tmp_path):
-    more = {
-        "base_lines": {
-            "commonest_class": {"mean_iou": 0.125},
-            "mean_label_map": {"mean_iou": 0.25},
-            "pictures": 3,
-            "none": {"mean_iou": None},
-        }
-    }
+    lines = {"commonest_class": {"mean_iou": 0.125, "class": "<sky>"}, "mean_label_map": {"mean_iou": 0.25}}
+    more = {"base_lines": lines | {"none": {"mean_iou": None}, "pictures": 400}}
     more |= {"per_category_boundary_iou": [0.5, float("nan")], "mean_boundary_iou": 0.5, "seconds": 12.5, "step": 4000}
     counts = [[3, 1], [2, 4]]
     page = written(tmp_path, counts, metrics=matrix_of(counts).compute() | more, history=history_of(50))
-    assert rows_of(page, "Base lines")[1:3] == [["commonest class", "12.50 %"], ["mean label map", "25.00 %"]]
+    assert rows_of(page, "Base lines")[1:3] == [["always &lt;sky&gt;", "12.50 %"], ["mean label map", "25.00 %"]]
     heads, first, second, mean = rows_of(page, "Classes")
     column = heads.index("boundary IoU %")
     assert [row[column] for row in (first, second, mean)] == ["50.00", "-", "50.00"]
@@ -331,7 +334,13 @@ def test_training_writes_a_report(trained):
     assert parsed.of("h2")[:4] == ["Curves", "Base lines", "Classes", "Confusion"]
     assert f"{100 * metrics['mean_iou']:.2f} %" in parsed.of("b")
     assert [row[0] for row in rows_of(page, "Classes")[1:-1]] == metrics["class_names"]
-    assert [len(points) for points in points_of(page).values()] == [4, 2, 2, 4]  # loss, mIoU, base line, learning rate
+    assert [len(points) for points in points_of(page).values()] == [
+        4,
+        2,
+        2,
+        2,
+        4,
+    ]  # loss, mIoU, base lines, learning rate
     assert page.count("<img ") == 6 + len(metrics["worst"]) == 12
     settings, versions = (dict(rows_of(page, heading)) for heading in ("Settings", "Versions"))
     assert settings["max_steps"] == "4" and settings["crop_size"] == "32" and settings["seed"] == "0"

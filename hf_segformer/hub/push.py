@@ -60,7 +60,7 @@ _PUSHED = (
     *("*.json", "*.safetensors", "*.md", "*.txt", "*.png", "*.jpg", "*.jpeg", "LICENSE*", "NOTICE*"),
     *("overlays/*.png", "overlays/*.jpg", "overlays/*.jpeg", "onnx/*.onnx"),
 )
-_KEPT_HOME = {"trainer_state.json"}
+_KEPT_HOME = {"trainer_state.json", "trackers.json"}
 # Weights that `from_pretrained` could take instead of the pushed ones.
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _RETRY_WAITS = (1, 2, 4, 8)  # seconds

@@ -40,7 +40,7 @@ class Report:
     Args:
         title: Heading.
         metrics: What `ConfusionMatrix.compute` returned and more: `step`, `images`, `seconds`, and `base_lines`, each
-            by its name with its `mean_iou`.
+            by its name with its `mean_iou`, and its `class` if it is always the same.
         matrix: The evaluation.
         class_names: K names.
         palette: (K, 3) RGB in 0..255.
@@ -114,6 +114,7 @@ def _header(report: Report) -> str:
             ("mean_dice", "mean Dice"),
             ("mean_boundary_iou", "boundary mIoU"),
             ("mean_iou_thin_classes", "mIoU of thin classes"),
+            ("mean_picture_iou", "mean of pictures' mIoU"),
         )
         if is_number(metrics.get(key))
     ]
@@ -151,9 +152,12 @@ def _curves(report: Report) -> str:
 
 def base_lines(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Name and mIoU of each base line, where metrics hold some."""
-    found = metrics.get("base_lines") or {}
-    scores = [(label, one.get("mean_iou")) for label, one in found.items() if isinstance(one, Mapping)]
-    return [(str(label).replace("_", " "), float(score)) for label, score in scores if is_number(score)]
+    found = []
+    for kind, scores in (metrics.get("base_lines") or {}).items():
+        if isinstance(scores, Mapping) and is_number(scores.get("mean_iou")):
+            label = f"always {scores['class']}" if "class" in scores else str(kind).replace("_", " ")
+            found.append((label, float(scores["mean_iou"])))
+    return found
 
 
 def _base_lines(metrics: Mapping[str, Any]) -> str:
@@ -218,15 +222,11 @@ def _bad_samples(bad_samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def worst_pictures(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, Path]]:
-    """Caption and file of each picture in `worst/`, which `metrics["worst"]` lists.
+    """Caption and file of the pictures with the lowest scores, as far as they are drawn.
 
     Args:
-        metrics: With the scores of the worst pictures.
-        folder: Where `worst` lies.
+        metrics: `worst` lists them, each with its `file_name`, its `mean_iou` and the picture's file, its `panel`.
+        folder: What the files are relative to.
     """
-    found = []
-    for entry in metrics.get("worst") or ():
-        file = folder / str(entry["panel"])
-        if file.is_file():
-            found.append((f"{entry['file_name']}: mIoU {percent(entry['mean_iou'])} %", file))
-    return found
+    listed = [(one, folder / one["panel"]) for one in metrics.get("worst") or () if "panel" in one]
+    return [(f"{one['file_name']}: mIoU {percent(one['mean_iou'])} %", path) for one, path in listed if path.is_file()]

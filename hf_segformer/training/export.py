@@ -20,6 +20,7 @@ from ..texts import listed, without_paths
 from ..visualization import learning_curve, panel
 from .lora import write_adapter
 from .report import run_report
+from .watching import run_pictures
 
 if TYPE_CHECKING:
     from .run import Run
@@ -69,7 +70,6 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
         learning_curve(run.progress.history, folder / "learning_curve.png")
         pictures = draw_pictures(run, folder / "overlays")
         run.findings.write(folder)
-        write_report(run_report(run, matrix, metrics, folder, pictures), folder / REPORT_NAME)
         (folder / "README.md").write_text(_card(run, metrics, table, pictures[0]), encoding="utf-8")
         run.findings.remove_panels(output_dir)
         for path in sorted(folder.rglob("*")):
@@ -77,6 +77,7 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
                 target = output_dir / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
                 replace_path(path, target)
+    write_report(run_report(run, matrix, metrics, pictures), output_dir / REPORT_NAME)
 
 
 def _card(run: Run, metrics: dict[str, Any], table: str, picture: str) -> str:
@@ -111,7 +112,7 @@ def draw_pictures(run: Run, folder: Path) -> list[str]:
     """
     folder.mkdir()
     data, names = run.data, []
-    for name, image, truth, prediction in run.shown_pictures():
+    for name, image, truth, prediction in run_pictures(run):
         names.append(f"{folder.name}/{name}.png")
         panel(image, truth, prediction, data.class_names, data.palette, path=folder.parent / names[-1])
     return names

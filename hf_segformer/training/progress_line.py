@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..reporting.versions import versions
 from ..texts import one_line
 
 if TYPE_CHECKING:
-    from .run import Run
     from .state import Progress
 
 LOG_NAME = "train.log"
@@ -142,11 +139,3 @@ def scores_line(progress: Progress) -> list[str]:
 def _best_score(entry: dict[str, Any]) -> float | None:
     found = [entry.get(name) for name in ("mean_iou", "mean_iou_ema")]
     return max((score for score in found if score is not None and math.isfinite(score)), default=None)
-
-
-def log_start(run: Run) -> None:
-    """Log what is run, by what, and from which step on."""
-    line, step = run.line, run.progress.step
-    command = shlex.join(map(str, run.command_line))
-    line.log(f"{'resumed at step ' + str(step) if step else 'started'}: {command}".rstrip(": "))
-    line.log(", ".join(f"{name} {version}" for name, version in versions().items()))

@@ -16,17 +16,14 @@ if TYPE_CHECKING:
     from .run import Run
 
 
-def run_report(
-    run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], folder: Path, pictures: Sequence[str]
-) -> Report:
-    """The report of a run that has taken all its steps, without the machine's paths.
+def run_report(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], pictures: Sequence[str]) -> Report:
+    """The report of a run whose folder is written, without the machine's paths.
 
     Args:
         run: The run.
         matrix: Its last evaluation.
         metrics: What `collect_metrics` made of it.
-        folder: Where its files lie.
-        pictures: Those of them that are shown, relative to the folder.
+        pictures: Files in its folder that are shown, relative to it.
     """
     args, data, progress = run.args, run.data, run.progress
     classes = ("class_names", "class_weight_values")  # which are long, and shown with the scores
@@ -41,8 +38,8 @@ def run_report(
         class_names=data.class_names,
         palette=data.palette,
         history=progress.history,
-        worst=worst_pictures(metrics, folder),
-        pictures=[(Path(name).stem, folder / name) for name in pictures],
+        worst=worst_pictures(metrics, run.folder),
+        pictures=[(Path(name).stem, run.folder / name) for name in pictures],
         bad_samples=without_paths(progress.bad_samples, **private),
         settings=without_paths(settings, **private),
         command_line=without_paths(list(run.command_line), **private),

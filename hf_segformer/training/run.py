@@ -9,7 +9,6 @@ A run is a function of (seed, step): what a step computes depends on nothing els
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from ..data.workers import Collate, ErrorsAsValues, batches_of
 from ..evaluation.findings import Findings
 from ..evaluation.loop import check_classes, evaluate, share_cpu_threads
 from ..evaluation.metrics import ConfusionMatrix
-from ..evaluation.pictures import ShownPicture, shown_pictures, tracked_pictures
 from ..evaluation.protocols import Protocol
 from ..hub.push import push_folder
 from ..image_processing_segformer import SegformerImageProcessor
@@ -46,11 +44,12 @@ from .losses import SegmentationLoss
 from .model import build_model
 from .parameter_groups import parameter_groups
 from .progress import Progress, data_settings, samples_of, step_seed
-from .progress_line import LOG_NAME, ProgressLine, bars_on_terminals, log_start
+from .progress_line import ProgressLine, bars_on_terminals
 from .schedules import poly_factor, set_learning_rate
 from .state import find_state, load_best, load_state, run_folder, save_state
 from .stopping import EarlyStopping
-from .trackers import Trackers, tracked_scores, tracker_names
+from .trackers import tracker_names
+from .watching import log_start, progress_line, start_trackers, track
 
 # Flags that say what of a recipe is trained, how long, and what becomes of it.
 _STOPPING, _WEIGHTS = ("epochs", "patience", "min_delta"), ("ema", "freeze", "lora", "lora_alpha", "lora_targets")
@@ -96,12 +95,12 @@ class Run:
         self.evaluated: dict[str, tuple[ConfusionMatrix, Findings | None]] = {}
         self.progress = self.restore()
         self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(self.model, self.optimizer)
-        self.trackers = self.start_trackers()
+        self.trackers = start_trackers(self)
         self.loader = self.build_loader()
         self.guard = DivergenceGuard(
             accelerator, self.model, self.optimizer, self.files_of_step, self.progress.step, self.state
         )
-        self.line = self.progress_line()
+        self.line = progress_line(self)
         self.losses: list[Tensor] = []
         self.last_log = (self.progress.step, time.monotonic())
 
@@ -213,19 +212,6 @@ class Run:
             least = f"at least the {progress.step} steps of {self.state}"
             raise ValueError(f"max_steps must be {least}, got {self.recipe.max_steps}")
         return progress
-
-    def start_trackers(self) -> Trackers:
-        """The trackers, if there are any, told what is run."""
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-            for name, value in self.progress.settings.items()
-        }
-        return Trackers(self.accelerator, self.folder, plain, self.progress.step, self.progress.history)
-
-    def progress_line(self) -> ProgressLine:
-        """Steps taken and to take, shown and logged by the main process."""
-        log_file = self.folder / LOG_NAME if self.accelerator.is_main_process else None
-        return ProgressLine(self.progress, self.recipe.max_steps, log_file)
 
     def build_loader(self) -> DataLoader:
         """Micro-batches of this process from the next step on."""
@@ -384,21 +370,10 @@ class Run:
         self.best.offer(self.progress, scores, models)
         logged = {"mean_iou" if kind == "raw" else f"mean_iou_{kind}": score for kind, score in scores.items()}
         self.progress.history.append({"step": step, **logged})
-        self.track(metrics["raw"] | logged)
+        track(self, metrics["raw"] | logged)
         average = f", of the averaged weights {100 * scores['ema']:.2f}" if "ema" in scores else ""
         line.announce(f"step {step}: mIoU {100 * scores['raw']:.2f}{average}")
         self.last_log = (step, time.monotonic())
-
-    def track(self, metrics: dict[str, Any]) -> None:
-        """Tell the trackers the scores of this step, and show them the same pictures each time."""
-        self.trackers.log(tracked_scores(metrics, self.data.class_names), self.progress.step)
-        if self.trackers.take_pictures:
-            self.trackers.log_pictures(tracked_pictures(self.shown_pictures(), self.data.palette), self.progress.step)
-
-    def shown_pictures(self) -> Iterator[ShownPicture]:
-        """Six validation pictures as the model sees them now, by the run's protocol."""
-        protocol = Protocol.named(self.recipe.protocol)
-        return shown_pictures(self.model, self.image_processor, self.data, protocol)
 
     def evaluate(
         self, model: nn.Module | None = None, tta: str = "none", findings: Findings | None = None

@@ -80,6 +80,7 @@ class Trackers:
         config: Settings of the run, plain values.
         step: Steps taken so far; 0 is a new run.
         history: What was logged up to there.
+        is_over: Whether all steps are taken, and the last one's scores are told anew.
 
     Raises:
         ValueError: A tracker cannot start, or the id that was kept is damaged. Raised in all processes.
@@ -92,8 +93,10 @@ class Trackers:
         config: Mapping[str, Any],
         step: int = 0,
         history: Sequence[Mapping[str, Any]] = (),
+        is_over: bool = False,
     ):
         self.accelerator, self._told_before = accelerator, {"wandb": -1}
+        self.last_scored = -1  # the last step whose scores were told
         if not accelerator.log_with:
             return
         from accelerate.utils import broadcast_object_list
@@ -102,8 +105,8 @@ class Trackers:
         if accelerator.is_main_process:
             outside: tuple[type[BaseException], ...] = (ImportError, *_wandb_errors(self.names))
             try:
-                self._start(folder, config, step)
-                self._catch_up(folder, step, history)
+                self._start(folder, config, step, is_over)
+                self._catch_up(folder, step, history, is_over)
             except outside as error:
                 refusal = [f"report_to {','.join(self.names)} cannot start: {error}"]
             except ValueError as error:  # of the id
@@ -122,8 +125,8 @@ class Trackers:
         """Whether one of them, of this process, shows pictures."""
         return any(tracker.name in _WITH_PICTURES for tracker in self.accelerator.trackers)
 
-    def _start(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1} if step else {}}
+    def _start(self, folder: Path, config: Mapping[str, Any], step: int, is_over: bool) -> None:
+        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + (not is_over)} if step else {}}
         project = PROJECT
         if "wandb" in self.names:
             options["wandb"] = {"dir": str(folder), "name": folder.name, "resume": "allow", "id": run_id(folder)}
@@ -134,14 +137,18 @@ class Trackers:
             if not (tracker.name == "tensorboard" and step):
                 tracker.store_init_configuration(dict(config))
 
-    def _catch_up(self, folder: Path, step: int, history: Sequence[Mapping[str, Any]]) -> None:
-        """Find out what wandb has, and tell it what it lost when the run was killed."""
-        if step and "wandb" in self.names:
+    def _catch_up(self, folder: Path, step: int, history: Sequence[Mapping[str, Any]], is_over: bool) -> None:
+        """Tell a resumed run's trackers what they lost: wandb when the run was killed, tensorboard just now."""
+        if not step:
+            return
+        if "wandb" in self.names:
             run = self.accelerator.get_tracker("wandb", unwrap=True)
             self._told_before["wandb"] = _told_to_wandb(run, folder)
-            for entry in history:
-                values = {name: value for name, value in entry.items() if name != "step" and value is not None}
-                self.log(values, entry["step"], only="wandb")
+        for entry in history:
+            values = {name: value for name, value in entry.items() if name != "step" and value is not None}
+            self.log(values, entry["step"], only="wandb")
+            if is_over and entry["step"] == step and "loss" in values:
+                self.log(values, step, only="tensorboard")
 
     def log(self, values: Mapping[str, float], step: int, only: str | None = None) -> None:
         """Tell numbers of a step, in the order of steps.
