@@ -152,7 +152,8 @@ def test_adapter_and_merged_folder(run, start, tmp_path):
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         start
     )
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    recipe, metrics = (json.loads((tmp_path / name).read_text()) for name in ("recipe.json", "metrics.json"))
+    assert (recipe["lora"], recipe["lora_alpha"], recipe["max_grad_norm"]) == (2, 3, 1) and "freeze" not in recipe
     history = json.loads((state_of(tmp_path) / "progress.json").read_text())["history"]
     (trained,) = [entry["mean_iou"] for entry in history if entry["step"] == metrics["step"] and "mean_iou" in entry]
     assert abs(metrics["mean_iou"] - trained) < 1e-3

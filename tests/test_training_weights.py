@@ -57,14 +57,16 @@ def run(folder, start, monkeypatch):
         yield call
 
 
-def killing(step):
-    """Replaces `Run.save` by one that is never reached for a step, whose evaluation is over by then."""
+def killing(step, evaluated=True):
+    """Replaces `Run.save` by one that ends the run in place of saving a step once it is evaluated, or after it."""
 
     def make(save):
         def spoiled(run):
-            if run.progress.step == step:
+            if run.progress.step == step and evaluated and run.progress.is_evaluated:
                 raise Killed
             save(run)
+            if run.progress.step == step and not evaluated:
+                raise Killed
 
         return spoiled
 
@@ -109,14 +111,20 @@ EVERY_STEP = ["--max_steps", 6, "--eval_every", 1, "--save_every", 2, "--log_eve
 # ---- the best weights
 
 
-@pytest.mark.parametrize(("seed", "killed_at"), [(1, 4), (2, 6), pytest.param(3, 6, marks=pytest.mark.long)])
-def test_the_best_weights_survive_a_kill_after_their_evaluation(seed, killed_at, run, tmp_path):
-    """Evaluations of the killed run that no state knows are done again, with the same result."""
+@pytest.mark.parametrize(
+    ("seed", "killed_at", "evaluated", "saved"),
+    [(1, 4, True, 2), (2, 6, False, 6), pytest.param(3, 6, True, 6, marks=pytest.mark.long)],
+)
+def test_the_best_weights_survive_a_kill(seed, killed_at, evaluated, saved, run, tmp_path):
+    """Evaluations of the killed run that no state knows are done again, with the same result.
+
+    The last step is saved before its evaluation and once more after it.
+    """
     flags, kept = [*EVERY_STEP, "--ema", 0.5, "--seed", seed], []
     run(*flags, "--output_dir", tmp_path / "whole", evaluate=recording(kept))
     with pytest.raises(Killed):
-        run(*flags, "--output_dir", tmp_path / "killed", save=killing(killed_at))
-    assert state_of(tmp_path / "killed").name == f"step-{killed_at - 2:08d}"
+        run(*flags, "--output_dir", tmp_path / "killed", save=killing(killed_at, evaluated))
+    assert state_of(tmp_path / "killed").name == f"step-{saved:08d}"
     run(*flags, "--output_dir", tmp_path / "killed", "--resume")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     step, kind, weights, score = max(kept, key=lambda found: found[3])  # of equal ones the first
@@ -160,6 +168,9 @@ def test_published_recipes_end_with_their_last_weights():
     from hf_segformer.training import TrainArguments
 
     assert TrainArguments().export == "best" and TrainArguments(recipe="cityscapes-b2").export == "last"
+    for flags in ({"ema": 0.9}, {"patience": 3}):  # unless asked for what chooses
+        assert TrainArguments(recipe="cityscapes-b2", **flags).export == "best"
+    assert TrainArguments(export="last", ema=0.9).export == "last"
 
 
 def test_of_equal_weights_the_first_are_the_best_and_nan_never_is():

@@ -74,7 +74,6 @@ class Run:
         self.states = self.folder / "states"
         self.state = self.find_state() if args.resume else None
         self.data = self.load_data()
-        args.plan_steps(self.data)
         torch.manual_seed(args.seed)
         self.recipe = args.effective_recipe(accelerator.num_processes)
         self.model, self.image_processor = self.build_model()
@@ -133,10 +132,14 @@ class Run:
         return found.path
 
     def load_data(self) -> SegmentationData:
-        """The data set, checked."""
+        """The data set, checked, which tells the number of steps as well."""
         with self.accelerator.main_process_first():
             data = self.args.load_data()
         self.args.check_data(data, ("train", "validation"), self.accelerator, self.args.on_bad_sample)
+        self.args.plan_steps(data)
+        if self.args.epochs is not None:
+            steps = f"{self.args.max_steps} steps of {self.args.global_batch_size}"
+            self.accelerator.print(f"{self.args.epochs:g} epochs of {len(data.train)} pictures: {steps}")
         return data
 
     def build_model(self) -> tuple[SegformerForSemanticSegmentation, SegformerImageProcessor]:
@@ -413,7 +416,7 @@ class Run:
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
         launch = {"launch": describe_launch(self.accelerator), "exported": vars(self.exported)}
-        launch |= {name: getattr(self.args, name) for name in _BESIDE_THE_RECIPE}
+        launch |= {name: value for name in _BESIDE_THE_RECIPE if (value := getattr(self.args, name))}
         return launch | {"changes": self.progress.changes, "bad_samples": self.progress.bad_samples}
 
     def publish(self) -> None:
