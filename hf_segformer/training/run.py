@@ -147,15 +147,15 @@ class Run:
         return build_model(self.args, self.recipe, self.data, self.accelerator)
 
     def choose_parameters(self) -> None:
-        """Freeze what shall not be trained, or put an adapter in; says how much of the network is trained."""
+        """Freeze what shall not be trained, or put an adapter in; says how much is trained."""
         args, base = self.args, self.args.model or self.args.encoder
         self.frozen = [] if args.freeze is None else freeze_parts(self.model, args.freeze)
         self.adapter = None
         if args.lora is not None and args.lora_alpha is not None:
             self.adapter = add_adapter(self.model, args.lora, args.lora_alpha, args.lora_targets, base)
         if self.frozen or self.adapter is not None:
-            counts = [sum(p.numel() for p in self.model.parameters() if p.requires_grad or every) for every in (0, 1)]
-            self.accelerator.print("training {:,} of {:,} parameters".format(*counts))
+            count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+            self.accelerator.print(f"training {count:,} parameters")
         if self.frozen and base is None:
             self.accelerator.print("note: what is frozen keeps its random weights; --model and --encoder take others")
 
