@@ -23,6 +23,7 @@ EXTRA = {
     "datasets": "datasets",
     "evaluate": "evaluate",
     "matplotlib": "matplotlib",
+    "peft": "peft",
     "tqdm": "tqdm",
 }
 # What a user can put right: wrong values, files that are not there or not readable.

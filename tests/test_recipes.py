@@ -264,6 +264,7 @@ def test_run_follows_the_recipe_and_says_so(trained):
     assert (
         written.pop("launch")["num_processes"] == 1 and not written.pop("changes") and not written.pop("bad_samples")
     )
+    assert written.pop("exported") == {"export": "last", "step": 2, "weights": "raw"}  # as published
     expected = get_recipe("ade20k-b0").to_dict() | {
         "max_steps": 2,
         "warmup_steps": 0,

@@ -340,7 +340,7 @@ def test_training_writes_a_report(trained):
         2,
         2,
         4,
-    ]  # loss, mIoU, base lines, learning rate
+    ]  # loss, mIoU, base lines, rate
     assert page.count("<img ") == 6 + len(metrics["worst"]) == 12
     settings, versions = (dict(rows_of(page, heading)) for heading in ("Settings", "Versions"))
     assert settings["max_steps"] == "4" and settings["crop_size"] == "32" and settings["seed"] == "0"

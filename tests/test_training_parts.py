@@ -17,6 +17,7 @@ from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from hf_segformer.commands.train import main
 from hf_segformer.training import TrainArguments, add_adapter, find_state, freeze_parts, keep_frozen, parameter_groups
 from hf_segformer.training.run import Run
+from oracles import run_oracle
 from scene_folder import EXAMPLES, write_scene_folder
 
 
@@ -152,7 +153,8 @@ def test_adapter_and_merged_folder(run, start, tmp_path):
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         start
     )
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    recipe, metrics = (json.loads((tmp_path / name).read_text()) for name in ("recipe.json", "metrics.json"))
+    assert (recipe["lora"], recipe["lora_alpha"], recipe["max_grad_norm"]) == (2, 3, 1) and "freeze" not in recipe
     history = json.loads((state_of(tmp_path) / "progress.json").read_text())["history"]
     (trained,) = [entry["mean_iou"] for entry in history if entry["step"] == metrics["step"] and "mean_iou" in entry]
     assert abs(metrics["mean_iou"] - trained) < 1e-3
@@ -171,6 +173,32 @@ def test_adapter_and_merged_folder(run, start, tmp_path):
             "--output_dir",
             tmp_path,
         )
+
+
+STOCK = """
+import sys, torch
+from peft import PeftModel
+from transformers import SegformerForSemanticSegmentation
+assert "hf_segformer" not in sys.modules
+base, out, file = sys.argv[1:]
+adapted = PeftModel.from_pretrained(SegformerForSemanticSegmentation.from_pretrained(base), f"{out}/adapter")
+pixels = torch.load(file)
+with torch.no_grad():
+    models = [adapted, SegformerForSemanticSegmentation.from_pretrained(out)]
+    torch.save([model.eval()(pixel_values=pixels).logits for model in models], file)
+"""
+
+
+def test_adapter_and_merged_folder_without_this_package(run, start, tmp_path):
+    """In transformers 4, whose names of the layers are ours, and PEFT."""
+    run("--max_steps", 2, "--lora", 2, "--output_dir", tmp_path / "out")
+    pixels = torch.randn(1, 3, 64, 96)
+    torch.save(pixels, tmp_path / "logits.pt")
+    run_oracle("stock4", STOCK, str(start), str(tmp_path / "out"), str(tmp_path / "logits.pt"))
+    with torch.no_grad():
+        expected = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()(pixels).logits
+    for logits in torch.load(tmp_path / "logits.pt"):
+        assert torch.allclose(logits, expected, atol=1e-5)
 
 
 def test_an_adapter_resumes_to_the_same_weights(run, tmp_path):

@@ -185,7 +185,8 @@ def test_states_of_the_second_format_load(run, states, tiny_config):
     average = averaged_model(fresh, 0.9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        progress = load_state(latest_state(states), fresh, optimizer, {"seed": 3, "ema": 0.9}, average=average)
+        progress = load_state(path, fresh, optimizer, {"seed": 3, "ema": 0.9}, None, True, average)
+    assert progress.changes == [{"step": 8, "setting": "ema", "before": None, "after": 0.9}]
     assert progress.step == 8 and progress.best is None and load_best(path) is None
     for name, tensor in average.module.state_dict().items():  # it begins here
         assert torch.equal(tensor, run[0].state_dict()[name]), name
@@ -211,11 +212,18 @@ def test_what_is_trained_cannot_change_on_the_way(run, states, name):
         load_state(latest_state(states), *run, {name: "b", "seed": 4}, allow_changes=True)
 
 
-def test_an_average_that_is_not_finite_is_not_saved(run, tmp_path):
-    average = averaged_model(run[0], 0.9)
-    average.module.decode_head.classifier.bias.data[1] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"module\.decode_head\.classifier\.bias in ema\.safetensors is not"):
-        save_state(tmp_path, *run, Progress(1), average=average)
+@pytest.mark.parametrize(
+    "setting",
+    [{"ema": 0.9}, {"max_grad_norm": 1.0}, {"patience": 2}, {"min_delta": 0.1}, {"freeze": "encoder"}],
+    ids=str,
+)
+def test_what_a_state_of_the_second_format_was_trained_without(run, states, setting):
+    """Its version did not know the flag, so it is another setting if it is given now."""
+    (name,) = setting
+    with pytest.raises(ValueError, match=rf"{name}=.* \(was (None|0.0)\)"):
+        load_state(latest_state(states), *run, {"seed": 3} | setting)
+    left_out = {"seed": 3, name: 0.0 if name == "min_delta" else None}
+    assert load_state(latest_state(states), *run, left_out).step == 8
 
 
 # ---- damage

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from example_scripts import forget_accelerate, kept_process
 from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from hf_segformer.commands.train import main
-from hf_segformer.training import EarlyStopping, Progress, averaged_model, find_state
+from hf_segformer.training import EarlyStopping, Progress, averaged_model, find_state, save_state
 from hf_segformer.training.best import BestWeights, Exported
 from hf_segformer.training.run import Run
 from scene_folder import write_scene_folder
@@ -57,14 +57,16 @@ def run(folder, start, monkeypatch):
         yield call
 
 
-def killing(step):
-    """Replaces `Run.save` by one that is never reached for a step, whose evaluation is over by then."""
+def killing(step, evaluated=True):
+    """Replaces `Run.save` by one that ends the run in place of saving a step once it is evaluated, or after it."""
 
     def make(save):
         def spoiled(run):
-            if run.progress.step == step:
+            if run.progress.step == step and evaluated and run.progress.is_evaluated:
                 raise Killed
             save(run)
+            if run.progress.step == step and not evaluated:
+                raise Killed
 
         return spoiled
 
@@ -109,14 +111,20 @@ EVERY_STEP = ["--max_steps", 6, "--eval_every", 1, "--save_every", 2, "--log_eve
 # ---- the best weights
 
 
-@pytest.mark.parametrize(("seed", "killed_at"), [(1, 4), (2, 6), pytest.param(3, 6, marks=pytest.mark.long)])
-def test_the_best_weights_survive_a_kill_after_their_evaluation(seed, killed_at, run, tmp_path):
-    """Evaluations of the killed run that no state knows are done again, with the same result."""
+@pytest.mark.parametrize(
+    ("seed", "killed_at", "evaluated", "saved"),
+    [(1, 4, True, 2), *(pytest.param(seed, 6, seed == 3, 6, marks=pytest.mark.long) for seed in (2, 3))],
+)
+def test_the_best_weights_survive_a_kill(seed, killed_at, evaluated, saved, run, tmp_path):
+    """Evaluations of the killed run that no state knows are done again, with the same result.
+
+    The last step is saved before its evaluation and once more after it.
+    """
     flags, kept = [*EVERY_STEP, "--ema", 0.5, "--seed", seed], []
     run(*flags, "--output_dir", tmp_path / "whole", evaluate=recording(kept))
     with pytest.raises(Killed):
-        run(*flags, "--output_dir", tmp_path / "killed", save=killing(killed_at))
-    assert state_of(tmp_path / "killed").name == f"step-{killed_at - 2:08d}"
+        run(*flags, "--output_dir", tmp_path / "killed", save=killing(killed_at, evaluated))
+    assert state_of(tmp_path / "killed").name == f"step-{saved:08d}"
     run(*flags, "--output_dir", tmp_path / "killed", "--resume")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     step, kind, weights, score = max(kept, key=lambda found: found[3])  # of equal ones the first
@@ -160,6 +168,9 @@ def test_published_recipes_end_with_their_last_weights():
     from hf_segformer.training import TrainArguments
 
     assert TrainArguments().export == "best" and TrainArguments(recipe="cityscapes-b2").export == "last"
+    for flags in ({"ema": 0.9}, {"patience": 3}):  # unless asked for what chooses
+        assert TrainArguments(recipe="cityscapes-b2", **flags).export == "best"
+    assert TrainArguments(export="last", ema=0.9).export == "last"
 
 
 def test_of_equal_weights_the_first_are_the_best_and_nan_never_is():
@@ -229,21 +240,13 @@ def test_a_run_that_stops_early(run, tmp_path, capsys):
     flags = [*steps, "--patience", 3, "--min_delta", 0.9]
     run(*flags, "--output_dir", tmp_path / "early")
     assert "stopped after 4 of 8 steps: patience=3" in capsys.readouterr().out
-    run(*steps, "--output_dir", tmp_path / "long")
-    early, long = (read(state_of(tmp_path / name) / "progress.json")["history"] for name in ("early", "long"))
-    assert early[-1]["step"] == 4 and early == [entry for entry in long if entry["step"] <= 4]
-    assert [entry["learning_rate"] for entry in early if "loss" in entry][-1] > 1e-3
+    early = read(state_of(tmp_path / "early") / "progress.json")["history"]
+    rates = [entry["learning_rate"] for entry in early if "loss" in entry]
+    assert rates == pytest.approx([3e-3 * (1 - step / 8) for step in range(4)], rel=1e-9)  # of all eight steps
     with pytest.raises(Killed):
         run(*flags, "--output_dir", tmp_path / "killed", save=killing(4))
-    seen = []
-    for _ in range(2):  # the second time there is nothing left to do
-        run(
-            *flags,
-            "--output_dir",
-            tmp_path / "killed",
-            "--resume",
-            take_step=lambda take_step: seen.append(take_step) or take_step,
-        )
+    for more in ({}, {"take_step": lambda take_step: None}):  # the second time there is no step left to take
+        run(*flags, "--output_dir", tmp_path / "killed", "--resume", **more)
         assert are_equal(weights_of(tmp_path / "early"), weights_of(tmp_path / "killed"))
         assert read(state_of(tmp_path / "killed") / "progress.json")["step"] == 4
     assert read(tmp_path / "killed" / "metrics.json")["steps_taken"] == 4
@@ -292,3 +295,12 @@ def test_an_average_that_begins_later_begins_with_the_weights(run, tmp_path):
     last = load_file(state_of(tmp_path) / "model.safetensors")
     run(*flags, "--resume", "--ema", 0.9, "--export", "ema", "--allow_changes")
     assert are_equal(weights_of(tmp_path), last)
+
+
+def test_an_average_that_is_not_finite_is_not_saved(tiny_config, tmp_path):
+    model = SegformerForSemanticSegmentation(tiny_config())
+    average = averaged_model(model, 0.9)
+    average.module.decode_head.classifier.bias.data[1] = math.nan
+    with pytest.raises(FloatingPointError, match=r"module\.decode_head\.classifier\.bias in ema\.safetensors is not"):
+        save_state(tmp_path, model, torch.optim.AdamW(model.parameters()), Progress(1), average=average)
+    assert not list(tmp_path.iterdir())

@@ -192,8 +192,8 @@ class TrainArguments(DataArguments):
     export: str | None = field(
         default=None,
         metadata={
-            "help": "best by validation mIoU, last, or ema (the last averaged): the weights the run ends with; best, "
-            "with a recipe last, if left out."
+            "help": "best by validation mIoU, last, or ema (the last averaged): weights the run ends with; best if "
+            "left out, with a recipe last unless there is ema or patience."
         },
     )
     patience: int | None = field(
@@ -252,7 +252,8 @@ class TrainArguments(DataArguments):
         if self.image_size is None:
             self.image_size = base.image_size if self.recipe else self.crop_size
         if self.export is None:
-            self.export = "last" if self.recipe else "best"  # published figures are those of the last weights
+            chooses = not self.recipe or self.ema is not None or self.patience is not None
+            self.export = "best" if chooses else "last"  # published figures are those of the last weights
         if self.lora is not None and self.lora_alpha is None:
             self.lora_alpha = float(self.lora)
         if self.max_steps is not None:

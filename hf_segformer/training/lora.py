@@ -56,7 +56,7 @@ def check_lora(
             f"lora={rank} adapts trained weights: name them with model or encoder, both of which were left out"
         )
     if importlib.util.find_spec("peft") is None:
-        raise ValueError(f"lora={rank} needs peft, which is not installed: pip install 'hf_segformer[train]'")
+        raise ValueError(f'lora={rank} needs peft, which is not installed: pip install "hf_segformer[train]"')
 
 
 def add_adapter(

@@ -79,7 +79,6 @@ class Run:
         self.states = self.folder / "states"
         self.state = self.find_state() if args.resume else None
         self.data = self.load_data()
-        args.plan_steps(self.data)
         torch.manual_seed(args.seed)
         self.recipe = args.effective_recipe(accelerator.num_processes)
         self.model, self.image_processor = self.build_model()
@@ -150,10 +149,14 @@ class Run:
         return found.path
 
     def load_data(self) -> SegmentationData:
-        """The data set, checked."""
+        """The data set, checked, which tells the number of steps as well."""
         with self.accelerator.main_process_first():
             data = self.args.load_data()
         self.args.check_data(data, ("train", "validation"), self.accelerator, self.args.on_bad_sample)
+        self.args.plan_steps(data)
+        if self.args.epochs is not None:
+            steps = f"{self.args.max_steps} steps of {self.args.global_batch_size}"
+            self.accelerator.print(f"{self.args.epochs:g} epochs of {len(data.train)} pictures: {steps}")
         return data
 
     def build_model(self) -> tuple[SegformerForSemanticSegmentation, SegformerImageProcessor]:
@@ -161,15 +164,15 @@ class Run:
         return build_model(self.args, self.recipe, self.data, self.accelerator)
 
     def choose_parameters(self) -> None:
-        """Freeze what shall not be trained, or put an adapter in; says how much of the network is trained."""
+        """Freeze what shall not be trained, or put an adapter in; says how much is trained."""
         args, base = self.args, self.args.model or self.args.encoder
         self.frozen = [] if args.freeze is None else freeze_parts(self.model, args.freeze)
         self.adapter = None
         if args.lora is not None and args.lora_alpha is not None:
             self.adapter = add_adapter(self.model, args.lora, args.lora_alpha, args.lora_targets, base)
         if self.frozen or self.adapter is not None:
-            counts = [sum(p.numel() for p in self.model.parameters() if p.requires_grad or every) for every in (0, 1)]
-            self.accelerator.print("training {:,} of {:,} parameters".format(*counts))
+            count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+            self.accelerator.print(f"training {count:,} parameters")
         if self.frozen and base is None:
             self.accelerator.print("note: what is frozen keeps its random weights; --model and --encoder take others")
 
@@ -430,7 +433,7 @@ class Run:
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
         progress, ran = self.progress, {"launch": describe_launch(self.accelerator), "exported": vars(self.exported)}
-        flags = {name: getattr(self.args, name) for name in _BESIDE_THE_RECIPE}
+        flags = {name: value for name in _BESIDE_THE_RECIPE if (value := getattr(self.args, name))}
         left_out = [fault.within(self.args.data or "") for fault in self.data.left_out]
         return ran | flags | {"changes": progress.changes, "left_out": left_out, "bad_samples": progress.bad_samples}
 

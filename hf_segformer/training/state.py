@@ -49,6 +49,8 @@ _OPTIONAL_FILES = (_BEST, _AVERAGE)
 _CHECKSUMS = "checksums.json"
 # Settings that decide which parameters there are and which of them the optimizer knows.
 _FIXED = ("freeze", "lora", "lora_targets")
+# What states of format 2, which do not name these settings, were trained with.
+_BEFORE = dict.fromkeys(("epochs", "max_grad_norm", "ema", "lora_alpha", "patience", *_FIXED)) | {"min_delta": 0.0}
 
 
 # ---- the folder of a run
@@ -299,8 +301,8 @@ def load_state(
     if not has_checksums:
         warnings.warn(f"{path} was written by version 0.1, without checksums: damage would not be seen", stacklevel=2)
     settings = json.loads(json.dumps(settings))
-    before = progress.settings
-    # What the version that wrote the state did not know yet cannot have differed.
+    before = _BEFORE | progress.settings
+    # Other flags that the version that wrote the state did not know yet cannot have differed.
     differing = [name for name in settings if name in before and settings[name] != before[name]]
     changes = ", ".join(f"{name}={settings[name]!r:.200} (was {before[name]!r:.200})" for name in differing)
     if fixed := [name for name in differing if name in _FIXED]:
@@ -310,7 +312,7 @@ def load_state(
     for name in differing:
         change = {"step": progress.step, "setting": name, "before": before[name], "after": settings[name]}
         progress.changes.append(change)
-    progress.settings = before | settings
+    progress.settings |= settings
     own = [{key: group[key] for key in ("lr", "initial_lr", "weight_decay")} for group in optimizer.param_groups]
     try:
         model.load_state_dict(weights)
