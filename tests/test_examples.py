@@ -34,7 +34,7 @@ def folder(pictures_folder):
 def test_training_leaves_a_usable_folder(trained):
     output_dir, printed = trained
     expected = ["model.safetensors", "config.json", "preprocessor_config.json", "README.md", "metrics.json"]
-    for name in [*expected, "per_class_iou.txt", "learning_curve.png"]:
+    for name in [*expected, "per_class_iou.txt", "learning_curve.png", "report.html"]:
         assert (output_dir / name).stat().st_size > 0, name
     assert not list(output_dir.glob(".*")), "temporary files are left"
     pictures = sorted((output_dir / "overlays").glob("*.png"))
@@ -53,6 +53,8 @@ def test_training_leaves_a_usable_folder(trained):
     )
     assert str(output_dir) in printed and "pipeline(" in printed
     assert list(output_dir.rglob("events.out.tfevents*"))
+    for said in (printed, (output_dir / "train.log").read_text()):  # by one of the two processes
+        assert said.count("step 3/4, ") == said.count("step 2: mIoU ") == 1
     model, info = AutoModelForSemanticSegmentation.from_pretrained(output_dir, output_loading_info=True)
     assert type(model).__module__.startswith("hf_segformer")
     assert not info["missing_keys"] and not info["unexpected_keys"]

@@ -15,7 +15,7 @@ from .markup import is_number, plain
 
 _SIDE = 1000  # units of the drawing, both ways
 _MOST_POINTS = 1200  # of a line; of more, the lowest and highest of each piece are drawn
-_DOTS = 60  # points at most that are also marked
+_DOTS = 30  # points at most that are also marked
 
 
 @dataclass
