@@ -247,11 +247,15 @@ def test_nothing_spoilt_is_saved_evaluated_or_exported(run, tmp_path, step, what
         run(
             *["--max_steps", 8, "--output_dir", tmp_path, *every],
             take_step=poison(step, what, value),
-            evaluate=lambda evaluate: lambda run, **how: (seen.append(run.model), evaluate(run, **how))[1],
+            evaluate=lambda evaluate: (
+                lambda run, *what, **how: (seen.append(run.model), evaluate(run, *what, **how))[1]
+            ),
         )
     check_states(tmp_path, saved)
     assert len(seen) == (step - 1) // 3, "a spoilt model was evaluated"
-    assert sorted(path.name for path in tmp_path.iterdir()) == (["states"] if saved else [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(["states"] if saved else []), "train.log"]
+    if not saved:  # nothing is there that another run could damage
+        run("--max_steps", 1, "--output_dir", tmp_path)
 
 
 def test_a_run_may_go_on_with_other_settings_after_it_diverged(run, tmp_path):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.pictures import ShownPicture, shown_pictures, tracked_pictures
 from ..evaluation.protocols import Protocol
 from ..reporting.versions import versions
-from .progress_line import LOG_NAME, ProgressLine
+from .progress_line import ProgressLine
+from .run_lock import LOG_NAME
 from .trackers import Trackers, tracked_scores
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 def start_trackers(run: Run) -> Trackers:
     """The trackers that the flags name, told the settings; every process must make this call."""
-    progress, is_over = run.progress, run.progress.step >= run.recipe.max_steps
+    progress = run.progress
+    is_over = progress.step >= run.recipe.max_steps and not progress.is_evaluated  # but for the last scores
     plain = {
         name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
         for name, value in progress.settings.items()
