@@ -159,9 +159,11 @@ def save_state(
         OSError: The files could not be written; the states before are still there.
     """
     folder = Path(folder)
-    files = {"model.safetensors": model.state_dict()}
-    files |= {} if average is None else {_AVERAGE: average.state_dict()}
-    files |= {} if best is None else {_BEST: best}
+    files = {"model.safetensors": _contiguous(model.state_dict())}
+    if average is not None:
+        files[_AVERAGE] = _contiguous(average.state_dict())
+    if best is not None:
+        files[_BEST] = _contiguous(best)
     named = {f"{name} in {file}": tensor for file in files for name, tensor in files[file].items()}
     if wrong := non_finite(named | optimizer_tensors(model, optimizer)):
         raise FloatingPointError(f"state of step {progress.step} not saved: {wrong[0]} is not finite")
@@ -172,24 +174,36 @@ def save_state(
         _remove_leftovers(folder)
         temporary.mkdir()
         for name, weights in files.items():
-            contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-            safetensors.torch.save_file(contiguous, temporary / name)
+            safetensors.torch.save_file(weights, temporary / name)
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         torch.save(state, temporary / "optimizer.pt")
         _write_json(temporary / "progress.json", vars(progress) | {"format": _FORMAT})
-        names = sorted(path.name for path in temporary.iterdir())
-        _write_json(temporary / _CHECKSUMS, {name: _sha256(temporary / name) for name in names})
-        for path in [*temporary.iterdir(), temporary]:
-            fsync_path(path)
+        _seal(temporary)
         _put_in_place(temporary, final)
     # PyTorch reports a full disk as RuntimeError, safetensors as an error of its own.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{final}: cannot write the state: {error}; the states before it are kept") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for _, old in [found for found in _candidates(folder) if found[0] <= progress.step][max(keep, 1) :]:
-        shutil.rmtree(old, ignore_errors=True)
+    _drop_old(folder, progress.step, keep)
     return final
+
+
+def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+def _drop_old(folder: Path, step: int, keep: int) -> None:
+    """Later states, from before the run went back to an older one, neither count nor go."""
+    for _, old in [found for found in _candidates(folder) if found[0] <= step][max(keep, 1) :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of all files, and flush everything to disk."""
+    _write_json(folder / _CHECKSUMS, {path.name: _sha256(path) for path in sorted(folder.iterdir())})
+    for path in [*folder.iterdir(), folder]:
+        fsync_path(path)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
