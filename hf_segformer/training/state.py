@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -47,6 +47,7 @@ _FILES = ("model.safetensors", "optimizer.pt", "progress.json")
 _BEST, _AVERAGE = "best.safetensors", "ema.safetensors"
 _OPTIONAL_FILES = (_BEST, _AVERAGE)
 _CHECKSUMS = "checksums.json"
+_Tensors: TypeAlias = dict[str, torch.Tensor]
 # Settings that decide which parameters there are and which of them the optimizer knows.
 _FIXED = ("freeze", "lora", "lora_targets")
 # What states of format 2, which do not name these settings, were trained with.
@@ -159,11 +160,7 @@ def save_state(
         OSError: The files could not be written; the states before are still there.
     """
     folder = Path(folder)
-    files = {"model.safetensors": _contiguous(model.state_dict())}
-    if average is not None:
-        files[_AVERAGE] = _contiguous(average.state_dict())
-    if best is not None:
-        files[_BEST] = _contiguous(best)
+    files = _weights_by_file(model, average, best)
     named = {f"{name} in {file}": tensor for file in files for name, tensor in files[file].items()}
     if wrong := non_finite(named | optimizer_tensors(model, optimizer)):
         raise FloatingPointError(f"state of step {progress.step} not saved: {wrong[0]} is not finite")
@@ -189,8 +186,14 @@ def save_state(
     return final
 
 
-def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in weights.items()}
+def _weights_by_file(model: nn.Module, average: AveragedModel | None, best: _Tensors | None) -> dict[str, _Tensors]:
+    found: dict[str, _Tensors | None] = {
+        "model.safetensors": model.state_dict(),
+        _AVERAGE: None if average is None else average.state_dict(),
+        _BEST: best,
+    }
+    present = {file: weights for file, weights in found.items() if weights is not None}
+    return {file: {name: tensor.contiguous() for name, tensor in present[file].items()} for file in present}
 
 
 def _drop_old(folder: Path, step: int, keep: int) -> None:
@@ -359,9 +362,6 @@ def _candidates(folder: Path) -> list[tuple[int, Path]]:
         return []
     named = [(_STATE_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir()]
     return sorted(((int(match[1]), entry) for match, entry in named if match and entry.is_dir()), reverse=True)
-
-
-_Tensors = dict[str, torch.Tensor]
 
 
 def _read_state(path: Path) -> tuple[_Tensors, dict[str, Any], Progress, bool, _Tensors | None]:
