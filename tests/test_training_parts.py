@@ -74,7 +74,19 @@ def state_of(output_dir):
 
 @pytest.mark.parametrize(("freeze", "stages"), [("encoder", 4), ("stages:1", 1), ("stages:3", 3)])
 def test_frozen_stages_stay_as_they_are(freeze, stages, run, start, tmp_path):
-    run("--max_steps", 2, "--export", "last", "--freeze", freeze, "--output_dir", tmp_path)
+    modes = []
+
+    def watched(take_step):
+        def step(run, batches):
+            blocks = run.model.segformer.encoder.block
+            modes.append([run.model.decode_head.training, *(block[0].drop_path.training for block in blocks)])
+            return take_step(run, batches)
+
+        return step
+
+    flags = ["--max_steps", 2, "--eval_every", 1, "--export", "last", "--freeze", freeze]
+    run(*flags, "--output_dir", tmp_path, take_step=watched)
+    assert modes == 2 * [[True] + [stage >= stages for stage in range(4)]]  # after an evaluation too
     before, after = (load_file(path / "model.safetensors") for path in (start, tmp_path))
     frozen = tuple(
         f"segformer.encoder.{part}.{n}." for n in range(stages) for part in ("patch_embeddings", "block", "layer_norm")

@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -47,6 +47,7 @@ _FILES = ("model.safetensors", "optimizer.pt", "progress.json")
 _BEST, _AVERAGE = "best.safetensors", "ema.safetensors"
 _OPTIONAL_FILES = (_BEST, _AVERAGE)
 _CHECKSUMS = "checksums.json"
+_Tensors: TypeAlias = dict[str, torch.Tensor]
 # Settings that decide which parameters there are and which of them the optimizer knows.
 _FIXED = ("freeze", "lora", "lora_targets")
 # What states of format 2, which do not name these settings, were trained with.
@@ -159,9 +160,7 @@ def save_state(
         OSError: The files could not be written; the states before are still there.
     """
     folder = Path(folder)
-    files = {"model.safetensors": model.state_dict()}
-    files |= {} if average is None else {_AVERAGE: average.state_dict()}
-    files |= {} if best is None else {_BEST: best}
+    files = _weights_by_file(model, average, best)
     named = {f"{name} in {file}": tensor for file in files for name, tensor in files[file].items()}
     if wrong := non_finite(named | optimizer_tensors(model, optimizer)):
         raise FloatingPointError(f"state of step {progress.step} not saved: {wrong[0]} is not finite")
@@ -172,24 +171,42 @@ def save_state(
         _remove_leftovers(folder)
         temporary.mkdir()
         for name, weights in files.items():
-            contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-            safetensors.torch.save_file(contiguous, temporary / name)
+            safetensors.torch.save_file(weights, temporary / name)
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         torch.save(state, temporary / "optimizer.pt")
         _write_json(temporary / "progress.json", vars(progress) | {"format": _FORMAT})
-        names = sorted(path.name for path in temporary.iterdir())
-        _write_json(temporary / _CHECKSUMS, {name: _sha256(temporary / name) for name in names})
-        for path in [*temporary.iterdir(), temporary]:
-            fsync_path(path)
+        _seal(temporary)
         _put_in_place(temporary, final)
     # PyTorch reports a full disk as RuntimeError, safetensors as an error of its own.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{final}: cannot write the state: {error}; the states before it are kept") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for _, old in [found for found in _candidates(folder) if found[0] <= progress.step][max(keep, 1) :]:
-        shutil.rmtree(old, ignore_errors=True)
+    _drop_old(folder, progress.step, keep)
     return final
+
+
+def _weights_by_file(model: nn.Module, average: AveragedModel | None, best: _Tensors | None) -> dict[str, _Tensors]:
+    found: dict[str, _Tensors | None] = {
+        "model.safetensors": model.state_dict(),
+        _AVERAGE: None if average is None else average.state_dict(),
+        _BEST: best,
+    }
+    present = {file: weights for file, weights in found.items() if weights is not None}
+    return {file: {name: tensor.contiguous() for name, tensor in present[file].items()} for file in present}
+
+
+def _drop_old(folder: Path, step: int, keep: int) -> None:
+    """Later states, from before the run went back to an older one, neither count nor go."""
+    for _, old in [found for found in _candidates(folder) if found[0] <= step][max(keep, 1) :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of all files, and flush everything to disk."""
+    _write_json(folder / _CHECKSUMS, {path.name: _sha256(path) for path in sorted(folder.iterdir())})
+    for path in [*folder.iterdir(), folder]:
+        fsync_path(path)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -345,9 +362,6 @@ def _candidates(folder: Path) -> list[tuple[int, Path]]:
         return []
     named = [(_STATE_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir()]
     return sorted(((int(match[1]), entry) for match, entry in named if match and entry.is_dir()), reverse=True)
-
-
-_Tensors = dict[str, torch.Tensor]
 
 
 def _read_state(path: Path) -> tuple[_Tensors, dict[str, Any], Progress, bool, _Tensors | None]:
