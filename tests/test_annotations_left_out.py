@@ -135,7 +135,7 @@ def test_a_file_of_many_pictures_and_the_list_of_classes_stop_it(tmp_path, conte
         with pytest.raises(ValueError, match=r"train/x\.json: it is no JSON file"):
             tolerated(tmp_path)
     folder = some_labelme(tmp_path / "in")
-    (folder / "labels.txt").write_bytes(b"\xff\xfe")
+    (folder / "labels.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"labels\.txt: it must be text in UTF-8"):
         tolerated(folder)
 

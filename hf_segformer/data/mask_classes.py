@@ -18,6 +18,7 @@ from .tolerance import Fault, is_tolerant, listed_faults
 from .workers import cores_of_this_process
 
 _VALUES = 1 << 24  # more than any mask of ids or colours holds
+MOST_KEPT = 4096  # numbers of one mask
 
 
 class MaskClasses:
@@ -65,7 +66,7 @@ class MaskClasses:
                         raise
                     self.faults[index] = Fault("", str(error))
                     return frozenset()
-                if key is not None:
+                if key is not None and len(entry) < MOST_KEPT:  # more is a picture, not a mask
                     found[key] = entry
             return frozenset(entry[1::2])
 
