@@ -337,9 +337,7 @@ class Run:
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
         launch = {"launch": describe_launch(self.accelerator)}
-        left_out = [fault.within(self.args.data or "") for fault in self.data.left_out]
-        progress = self.progress
-        return launch | {"changes": progress.changes, "left_out": left_out, "bad_samples": progress.bad_samples}
+        return launch | {"changes": self.progress.changes, "bad_samples": self.progress.bad_samples}
 
     def publish(self) -> None:
         """Push the folder to the Hub, if that was asked for."""
