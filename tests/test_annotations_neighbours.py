@@ -89,6 +89,17 @@ def test_masks_whose_names_differ_so(tmp_path, image, annotation):
             load_any(tmp_path, class_names="x,y,z")
 
 
+def test_pictures_of_voc_whose_names_differ_so(tmp_path):
+    for image, annotation in (("IMG_1", "img_1"), (NFC, NFD), ("a b", "a%20b"), ("c", "c")):
+        picture(tmp_path / "JPEGImages" / f"{image}.JPG")
+        mask(tmp_path / "SegmentationClass" / f"{annotation}.png", IDS)
+    (tmp_path / "class_names.txt").write_text("x\ny\nz\n")
+    assert len(labels_of(load_any(tmp_path))) == 4
+    picture(tmp_path / "JPEGImages" / "Img_1.jpg")
+    with pytest.raises(ValueError, match=r"img_1\.png: several pictures fit"):
+        load_any(tmp_path)
+
+
 def test_labelmes_picture_beside_the_file_that_says_another_name(tmp_path):
     for stem, named in (("a", "IMG_0001.jpg"), ("b", "b.png"), ("c", "c.jpg")):
         picture(tmp_path / f"{stem}.jpg")

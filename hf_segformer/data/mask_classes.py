@@ -18,6 +18,7 @@ from .tolerance import Fault, is_tolerant, listed_faults
 from .workers import cores_of_this_process
 
 _VALUES = 1 << 24  # more than any mask of ids or colours holds
+MOST_KEPT = 4096  # numbers of one mask
 
 
 class MaskClasses:
@@ -63,16 +64,21 @@ class MaskClasses:
                 except ValueError as error:
                     if not tolerant:
                         raise
-                    self.faults[index] = Fault("", str(error))
+                    place = place_of(self._masks[index])
+                    self.faults[index] = Fault(place, str(error).removeprefix(f"annotation {place}: "))
                     return frozenset()
-                if key is not None:
+                if key is not None and len(entry) < MOST_KEPT:  # more is a picture, not a mask
                     found[key] = entry
             return frozenset(entry[1::2])
 
-        with ThreadPoolExecutor(min(cores_of_this_process(1), 16)) as pool:
+        pool = ThreadPoolExecutor(min(cores_of_this_process(1), 16))
+        try:
             bar = tqdm(pool.map(read, range(count)), total=count, desc="reading masks", leave=False, delay=1)
             values = list(bar)
-        if len(self.faults) == count:
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self.faults = dict(sorted(self.faults.items()))
+        if count and len(self.faults) == count:
             raise ValueError(listed_faults(f"{count} masks cannot be read", [*self.faults.values()]))
         cache.add(found, most=4 * count)
         return values

@@ -22,7 +22,7 @@ from .file_names import split_of
 from .file_tree import probe_evenly
 from .labelme import find_labels
 from .segmentation_data import open_picture, place_of
-from .source import IMAGE_SUFFIXES, Source
+from .source import IMAGE_SUFFIXES, Source, loose_name
 from .splits import TEST_NAMES
 from .tolerance import Fault
 
@@ -181,8 +181,12 @@ def _finder(source: Source, root: str) -> Callable[[str], str]:
         if folder != posixpath.join(root, "JPEGImages") and "/" in _stem(name, folder):
             by_stem[posixpath.basename(_stem(name, folder))].append(name)
 
+    by_loose: defaultdict[str, list[str]] = defaultdict(list)
+    for stem, found in by_stem.items():
+        by_loose[loose_name(stem)] += found
+
     def find(stem: str) -> str:
-        found = by_stem.get(stem, [])
+        found = by_stem.get(stem) or by_loose.get(loose_name(stem), [])
         if not found:
             where = place.shown(folder) if folder else place.shown("")
             raise ValueError(

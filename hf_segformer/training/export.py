@@ -64,7 +64,8 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
             write_adapter(run.adapter, run.adapter_weights, folder / "adapter")
         write_metrics(metrics, folder / "metrics.json")
         folders = [run.args.data, run.args.data_root, run.args.output_dir]
-        public = without_paths(run.recipe.to_dict() | run.describe(), folders)
+        left_out = {"left_out": [fault.within(run.args.data or "") for fault in run.data.left_out]}
+        public = without_paths(run.recipe.to_dict() | run.describe() | left_out, folders)
         (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n", encoding="utf-8")
         (folder / "per_class_iou.txt").write_text(table + "\n", encoding="utf-8")
         learning_curve(run.progress.history, folder / "learning_curve.png")

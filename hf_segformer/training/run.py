@@ -432,10 +432,9 @@ class Run:
 
     def describe(self) -> dict:
         """What really ran, beside the recipe."""
-        progress, ran = self.progress, {"launch": describe_launch(self.accelerator), "exported": vars(self.exported)}
-        flags = {name: value for name in _BESIDE_THE_RECIPE if (value := getattr(self.args, name))}
-        left_out = [fault.within(self.args.data or "") for fault in self.data.left_out]
-        return ran | flags | {"changes": progress.changes, "left_out": left_out, "bad_samples": progress.bad_samples}
+        launch = {"launch": describe_launch(self.accelerator), "exported": vars(self.exported)}
+        launch |= {name: value for name in _BESIDE_THE_RECIPE if (value := getattr(self.args, name))}
+        return launch | {"changes": self.progress.changes, "bad_samples": self.progress.bad_samples}
 
     def publish(self) -> None:
         """Push the folder to the Hub, if that was asked for."""
