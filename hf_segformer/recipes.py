@@ -313,7 +313,8 @@ def default_recipe(dataset: str, flavor: str = "transformers") -> Recipe:
     """What a run without a published recipe starts from.
 
     Args:
-        dataset: Name for `load_dataset`; "scenes" has settings of its own, small pictures learned from scratch.
+        dataset: Name for `load_dataset`, or "data" for a user's own. "scenes" has settings of its own, small pictures
+            learned from scratch; "data" a learning rate that was chosen on few pictures.
         flavor: Key of `FLAVORS`: whose decode head, epsilons, schedule, decay rules and initial weights to take.
 
     Raises:
@@ -331,6 +332,8 @@ def default_recipe(dataset: str, flavor: str = "transformers") -> Recipe:
             "photometric": False,
         }
         recipe = replace(recipe, **small, max_steps=1000, learning_rate=6e-3, head_multiplier=1.0)
+    if dataset == "data":
+        recipe = replace(recipe, learning_rate=2e-4)  # measured: docs/results.md, "Few pictures"
     return recipe
 
 

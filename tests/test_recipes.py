@@ -186,6 +186,23 @@ def test_without_a_recipe():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "learning_rate"),
+    [
+        (["--data", "export.zip"], 2e-4),
+        (["--data", "scenes", "--variant", "b5"], 2e-4),  # whatever its folder is called
+        (["--data", "export.zip", "--recipe_flavor", "nvlabs"], 2e-4),
+        (["--data", "export.zip", "--learning_rate", "6e-5"], 6e-5),
+        (["--data", "export.zip", "--recipe", "ade20k-b0"], 6e-5),
+        (["--dataset", "camvid"], 6e-5),
+        (["--dataset", "owner/name"], 6e-5),
+    ],
+)
+def test_learning_rate_of_ones_own_data(arguments, learning_rate):
+    recipe = parse(*arguments).effective_recipe()
+    assert (recipe.learning_rate, recipe.head_multiplier) == (learning_rate, 10)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--crop_size", "0"], "crop_size must be > 0, got 0"),
