@@ -28,6 +28,7 @@ LAYERS = [
     ["checkpoints", "adapters"],
     ["hub"],
     ["training"],
+    ["export"],
     ["auto", "benchmark", "commands"],
     ["cli", "__main__"],
 ]

@@ -1,0 +1,243 @@
+# Copyright 2026 The hf_segformer authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The network as nodes of an ONNX graph.
+
+Shapes: B batch, C channels, H W height and width of the map at hand, N = H*W tokens, N' reduced tokens, A attention
+heads, D = C/A, E decoder width, K classes. Tokens are kept as (B, H, W, C), whose size no reshaping has to restore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .folding import Affine, Array, Weights
+from .onnx_graph import GraphBuilder
+
+TO_TOKENS, TO_IMAGE = (0, 2, 3, 1), (0, 3, 1, 2)
+ACTIVATIONS = ("gelu", "relu", "silu", "swish")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a runtime is fast with.
+
+    Args:
+        convolutions: Whether matrix products next to convolutions are written as 1x1 convolutions.
+        branches: Whether the decode head stands in the file twice, the first time for sides that are multiples of
+            the last stage's stride: upsampling by a whole factor is faster.
+    """
+
+    convolutions: bool
+    branches: bool
+
+
+class NetworkWriter:
+    """Adds a network to a graph.
+
+    Args:
+        weights: Its weights.
+        graph: The graph.
+        form: What the runtime is fast with.
+    """
+
+    def __init__(self, weights: Weights, graph: GraphBuilder, form: Form):
+        self.weights, self.config, self.graph, self.form = weights, weights.config, graph, form
+
+    def logits(self, pixel_values: str, size: tuple[int, int] | None) -> str:
+        """Logits (B, K, H/4, W/4) of pixel values (B, num_channels, H, W).
+
+        Args:
+            pixel_values: Name of the input.
+            size: H and W where they are fixed.
+        """
+        image, maps = pixel_values, []
+        for stage in range(self.config.num_encoder_blocks):
+            image = self._stage(stage, image)
+            maps.append(image)
+        return self._head(maps, size)
+
+    # ---------------------------------------------------------------------------------------------------- elements
+
+    def _constant(self, array: Array, name: str) -> str:
+        return self.graph.constant(array.astype(np.float32), name)
+
+    def _transpose(self, values: str, order: tuple[int, ...], name: str) -> str:
+        return self.graph.add("Transpose", values, name=name, perm=list(order))
+
+    def _linear(self, tokens: str, layer: Affine, name: str) -> str:
+        """(..., C_in) to (..., C_out)."""
+        product = self.graph.add("MatMul", tokens, self._constant(layer.weight.T, f"{name}.weight"), name=name)
+        if layer.bias is None:
+            return product
+        return self.graph.add("Add", product, self._constant(layer.bias, f"{name}.bias"), name=f"{name}.add")
+
+    def _convolution(self, image: str, layer: Affine, name: str, stride: int = 1, padding: int = 0) -> str:
+        """(B, C_in, H, W) to (B, C_out, H', W'); a matrix is a 1x1 convolution."""
+        weight = layer.weight if layer.weight.ndim == 4 else layer.weight[:, :, None, None]
+        names = [self._constant(weight, f"{name}.weight")]
+        if layer.bias is not None:
+            names.append(self._constant(layer.bias, f"{name}.bias"))
+        groups = weight.shape[0] if weight.shape[1] == 1 and "dwconv" in name else 1
+        return self.graph.add(
+            "Conv",
+            image,
+            *names,
+            name=name,
+            kernel_shape=list(weight.shape[2:]),
+            strides=[stride] * 2,
+            pads=[padding] * 4,
+            dilations=[1, 1],
+            group=groups,
+        )
+
+    def _norm(self, tokens: str, name: str, epsilon: float) -> str:
+        layer = self.weights.affine(name)
+        scale, bias = self._constant(layer.weight, f"{name}.weight"), self._constant(layer.bias, f"{name}.bias")
+        return self.graph.add("LayerNormalization", tokens, scale, bias, name=name, axis=-1, epsilon=epsilon)
+
+    def _activation(self, values: str, name: str) -> str:
+        kind, graph = self.config.hidden_act, self.graph
+        if kind == "relu":
+            return graph.add("Relu", values, name=name)
+        if kind in ("silu", "swish"):
+            return graph.add("Mul", values, graph.add("Sigmoid", values, name=f"{name}.sigmoid"), name=name)
+        if graph.opset >= 20:
+            return graph.add("Gelu", values, name=name)
+        scaled = graph.add("Div", values, self._constant(np.sqrt(np.array(2.0)), f"{name}.root"), name=f"{name}.div")
+        erf = graph.add("Erf", scaled, name=f"{name}.erf")
+        one, half = self._constant(np.array(1.0), f"{name}.one"), self._constant(np.array(0.5), f"{name}.half")
+        weighted = graph.add("Mul", values, graph.add("Add", erf, one, name=f"{name}.sum"), name=f"{name}.mul")
+        return graph.add("Mul", weighted, half, name=name)
+
+    # ----------------------------------------------------------------------------------------------------- encoder
+
+    def _stage(self, stage: int, image: str) -> str:
+        """(B, C_in, H, W) to (B, C, H', W')."""
+        config, name = self.config, f"encoder.patch_embeddings.{stage}"
+        kernel = config.patch_sizes[stage]
+        layer = self.weights.affine(f"segformer.{name}.proj")
+        image = self._convolution(image, layer, f"{name}.proj", config.strides[stage], kernel // 2)
+        tokens = self._transpose(image, TO_TOKENS, f"{name}.tokens")
+        tokens = self._norm(tokens, f"segformer.{name}.layer_norm", config.embed_norm_eps)
+        for layer_index in range(config.depths[stage]):
+            tokens = self._layer(stage, f"encoder.block.{stage}.{layer_index}", tokens)
+        name = f"encoder.layer_norm.{stage}"
+        tokens = self._norm(tokens, f"segformer.{name}", config.block_norm_eps)
+        return self._transpose(tokens, TO_IMAGE, f"{name}.image")
+
+    def _layer(self, stage: int, name: str, tokens: str) -> str:
+        graph, epsilon = self.graph, self.config.block_norm_eps
+        normed = self._norm(tokens, f"segformer.{name}.layer_norm_1", epsilon)
+        context = self._attention(stage, f"{name}.attention", normed)
+        tokens = graph.add("Add", context, tokens, name=f"{name}.attended")
+        normed = self._norm(tokens, f"segformer.{name}.layer_norm_2", epsilon)
+        return graph.add("Add", self._feed_forward(f"{name}.mlp", normed), tokens, name=f"{name}.output")
+
+    def _feed_forward(self, name: str, tokens: str) -> str:
+        weights, path = self.weights, f"segformer.{name}"
+        first, last = weights.affine(f"{path}.dense1"), weights.affine(f"{path}.dense2")
+        if self.form.convolutions:
+            hidden = self._transpose(tokens, TO_IMAGE, f"{name}.image")
+            hidden = self._convolution(hidden, first, f"{name}.dense1")
+        else:
+            hidden = self._transpose(self._linear(tokens, first, f"{name}.dense1"), TO_IMAGE, f"{name}.image")
+        hidden = self._convolution(hidden, weights.affine(f"{path}.dwconv.dwconv"), f"{name}.dwconv", padding=1)
+        hidden = self._activation(self._transpose(hidden, TO_TOKENS, f"{name}.tokens"), f"{name}.activation")
+        return self._linear(hidden, last, f"{name}.dense2")
+
+    def _attention(self, stage: int, name: str, tokens: str) -> str:
+        """Attention and its output projection: (B, H, W, C) to the same.
+
+        Softmax sums to one and does not see what is added to all scores of a query: so the bias of the values goes
+        into that of the output, and that of the keys goes nowhere. The factor of the scores is in the queries.
+        """
+        weights, config, path = self.weights, self.config, f"segformer.{name}"
+        heads, width = config.num_attention_heads[stage], config.hidden_sizes[stage]
+        query, key, value = (weights.affine(f"{path}.self.{part}") for part in ("query", "key", "value"))
+        output = weights.affine(f"{path}.output.dense")
+        factor = (width // heads) ** -0.5
+        query = Affine(query.weight * factor, query.bias * factor)
+        output = Affine(output.weight, output.bias + output.weight @ value.bias)
+        reduced = self._reduced(stage, name, tokens)
+        shape = self.graph.add("Shape", tokens, name=f"{name}.shape")
+        if heads == 1:
+            context = self._single_head(name, tokens, reduced, query, key, Affine(output.weight @ value.weight, None))
+            context = self.graph.add("Reshape", context, shape, name=f"{name}.context")
+            return self.graph.add("Add", context, self._constant(output.bias, f"{name}.bias"), name=f"{name}.add")
+        context = self._heads(name, heads, tokens, reduced, query, key, value)
+        context = self.graph.add("Reshape", context, shape, name=f"{name}.context")
+        return self._linear(context, output, f"{name}.output")
+
+    def _reduced(self, stage: int, name: str, tokens: str) -> str:
+        """(B, H, W, C) to (B, H', W', C)."""
+        ratio = self.config.sr_ratios[stage]
+        if ratio == 1:
+            return tokens
+        image = self._transpose(tokens, TO_IMAGE, f"{name}.image")
+        image = self._convolution(image, self.weights.affine(f"segformer.{name}.self.sr"), f"{name}.sr", ratio)
+        image = self._transpose(image, TO_TOKENS, f"{name}.reduced")
+        return self._norm(image, f"segformer.{name}.self.layer_norm", self.config.embed_norm_eps)
+
+    def _single_head(self, name: str, tokens: str, reduced: str, query: Affine, key: Affine, value: Affine) -> str:
+        """With one head nothing stands between the projections: those of queries and outputs are applied to N' keys
+        and values instead of N tokens. Gives (B, N, C)."""
+        graph = self.graph
+        width = len(key.weight)
+        flat = graph.constant([0, -1, width])
+        reduced = graph.add("Reshape", reduced, flat, name=f"{name}.keys")
+        tokens = graph.add("Reshape", tokens, flat, name=f"{name}.queries")
+        # scores = (x Wq' + bq) (Wk r)' = x (Wq' Wk) r' + bq' Wk r'
+        keys = self._linear(reduced, Affine(query.weight.T @ key.weight, None), f"{name}.key")  # (B, N', C)
+        bias = self._linear(reduced, Affine(query.bias[None] @ key.weight, None), f"{name}.key_bias")  # (B, N', 1)
+        values = self._linear(reduced, value, f"{name}.value")
+        scores = graph.add("MatMul", tokens, self._transpose(keys, (0, 2, 1), f"{name}.key_t"), name=f"{name}.scores")
+        scores = graph.add("Add", scores, self._transpose(bias, (0, 2, 1), f"{name}.bias_t"), name=f"{name}.biased")
+        probabilities = graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
+        return graph.add("MatMul", probabilities, values, name=f"{name}.weighted")
+
+    def _heads(
+        self, name: str, heads: int, tokens: str, reduced: str, query: Affine, key: Affine, value: Affine
+    ) -> str:
+        """(B, N, A, D)."""
+        graph = self.graph
+        split = graph.constant([0, -1, heads, len(key.weight) // heads])
+
+        def parts(source: str, layer: Affine, part: str, order: tuple[int, ...]) -> str:
+            projected = self._linear(source, layer, f"{name}.{part}")
+            return self._transpose(
+                graph.add("Reshape", projected, split, name=f"{name}.{part}_heads"), order, f"{name}.{part}_t"
+            )
+
+        queries = parts(tokens, query, "query", (0, 2, 1, 3))
+        keys = parts(reduced, Affine(key.weight, None), "key", (0, 2, 3, 1))
+        values = parts(reduced, Affine(value.weight, None), "value", (0, 2, 1, 3))
+        scores = graph.add("MatMul", queries, keys, name=f"{name}.scores")
+        probabilities = graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
+        context = graph.add("MatMul", probabilities, values, name=f"{name}.weighted")
+        return self._transpose(context, (0, 2, 1, 3), f"{name}.tokens")
+
+    # -------------------------------------------------------------------------------------------------- decode head
+
+    def _head(self, maps: list[str], size: tuple[int, int] | None) -> str:
+        head, graph, summands = self.weights.head(), self.graph, []
+        for stage, image in enumerate(maps):
+            if head.projections:
+                projected = self._convolution(image, head.projections[stage], f"decode_head.linear_c.{stage}")
+                image = graph.add("Relu", projected, name=f"decode_head.linear_c.{stage}.activation")
+            summands.append(self._convolution(image, head.stages[stage], f"decode_head.fuse.{stage}"))
+        name, total = "decode_head", summands[0]
+        wanted = graph.add("Shape", total, name=f"{name}.size", start=2, end=4)
+        for stage, summand in reversed(list(enumerate(summands))[1:]):
+            upsampled = self._upsample(summand, wanted, f"{name}.upsample.{stage}")
+            total = graph.add("Add", upsampled, total, name=f"{name}.sum.{stage}")
+        fused = graph.add("Relu", total, name=f"{name}.activation")
+        return self._convolution(fused, head.classifier, f"{name}.classifier")
+
+    def _upsample(self, image: str, size: str, name: str) -> str:
+        graph = self.graph
+        sizes = graph.add("Shape", image, name=f"{name}.batch", start=0, end=2)
+        sizes = graph.add("Concat", sizes, size, name=f"{name}.sizes", axis=0)
+        fields = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        return graph.add("Resize", image, "", "", sizes, name=name, **fields)
