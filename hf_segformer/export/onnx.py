@@ -17,11 +17,11 @@ from .folding import Weights
 from .metadata import KEY
 from .onnx_graph import GraphBuilder
 from .onnx_labels import add_labels
-from .onnx_network import Form, NetworkWriter
+from .onnx_network import TO_IMAGE, Form, NetworkWriter
 from .settings import DEFAULT_OPSET, Settings, label_type
 
-ONNX_RUNTIME = Form(convolutions=True, branches=False)
-OPENVINO = Form(convolutions=False, branches=False)
+ONNX_RUNTIME = Form(convolutions=True)
+OPENVINO = Form(convolutions=False)
 # Protocol buffers end at 2 GiB.
 _LARGEST = (1 << 31) - (1 << 20)
 
@@ -41,13 +41,13 @@ def build(
     pixel_values = "pixel_values"
     if settings.normalize == "inside":
         pixel_values = _normalized(graph, metadata["preprocessor"])
-    logits = NetworkWriter(weights, graph, form).logits(pixel_values, settings.size)
+    logits = NetworkWriter(weights, graph, form).logits(pixel_values)
     config = weights.config
     sides = settings.size or ("height", "width")
     kind = TensorProto.UINT8 if settings.normalize == "inside" else TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info("pixel_values", kind, ["batch", config.num_channels, *sides])]
     if settings.output == "logits":
-        graph.add("Identity", logits, name="logits")
+        graph.add("Transpose", logits, name="logits", perm=list(TO_IMAGE))
         points = ["logits_height", "logits_width"]
         shapes = {"logits": (TensorProto.FLOAT, ["batch", config.num_labels, *points])}
     else:
@@ -55,7 +55,7 @@ def build(
         shapes = {"labels": (kind, ["batch", *sides])}
         if settings.output == "labels+confidence":
             shapes["confidence"] = (TensorProto.FLOAT, ["batch", *sides])
-        add_labels(graph, logits, "pixel_values", config.num_labels, settings, form)
+        add_labels(graph, logits, "pixel_values", config.num_labels, settings)
     outputs = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
     model = graph.model(inputs, outputs, ("hf_segformer", __version__))
     if settings.half:

@@ -25,12 +25,9 @@ class Form:
 
     Args:
         convolutions: Whether matrix products next to convolutions are written as 1x1 convolutions.
-        branches: Whether the decode head stands in the file twice, the first time for sides that are multiples of
-            the last stage's stride: upsampling by a whole factor is faster.
     """
 
     convolutions: bool
-    branches: bool
 
 
 class NetworkWriter:
@@ -45,18 +42,19 @@ class NetworkWriter:
     def __init__(self, weights: Weights, graph: GraphBuilder, form: Form):
         self.weights, self.config, self.graph, self.form = weights, weights.config, graph, form
 
-    def logits(self, pixel_values: str, size: tuple[int, int] | None) -> str:
-        """Logits (B, K, H/4, W/4) of pixel values (B, num_channels, H, W).
+    def logits(self, pixel_values: str) -> str:
+        """Logits (B, H/4, W/4, K) of pixel values (B, num_channels, H, W).
 
         Args:
             pixel_values: Name of the input.
-            size: H and W where they are fixed.
         """
         image, maps = pixel_values, []
         for stage in range(self.config.num_encoder_blocks):
-            image = self._stage(stage, image)
-            maps.append(image)
-        return self._head(maps, size)
+            tokens = self._stage(stage, image)
+            maps.append(tokens)
+            if stage + 1 < self.config.num_encoder_blocks:
+                image = self._transpose(tokens, TO_IMAGE, f"encoder.image.{stage}")
+        return self._head(maps)
 
     # ---------------------------------------------------------------------------------------------------- elements
 
@@ -114,7 +112,7 @@ class NetworkWriter:
     # ----------------------------------------------------------------------------------------------------- encoder
 
     def _stage(self, stage: int, image: str) -> str:
-        """(B, C_in, H, W) to (B, C, H', W')."""
+        """(B, C_in, H, W) to (B, H', W', C)."""
         config, name = self.config, f"encoder.patch_embeddings.{stage}"
         kernel = config.patch_sizes[stage]
         layer = self.weights.affine(f"segformer.{name}.proj")
@@ -124,8 +122,7 @@ class NetworkWriter:
         for layer_index in range(config.depths[stage]):
             tokens = self._layer(stage, f"encoder.block.{stage}.{layer_index}", tokens)
         name = f"encoder.layer_norm.{stage}"
-        tokens = self._norm(tokens, f"segformer.{name}", config.block_norm_eps)
-        return self._transpose(tokens, TO_IMAGE, f"{name}.image")
+        return self._norm(tokens, f"segformer.{name}", config.block_norm_eps)
 
     def _layer(self, stage: int, name: str, tokens: str) -> str:
         graph, epsilon = self.graph, self.config.block_norm_eps
@@ -220,24 +217,27 @@ class NetworkWriter:
 
     # -------------------------------------------------------------------------------------------------- decode head
 
-    def _head(self, maps: list[str], size: tuple[int, int] | None) -> str:
+    def _head(self, maps: list[str]) -> str:
+        """Logits (B, H, W, K) of each stage's (B, H, W, C)."""
         head, graph, summands = self.weights.head(), self.graph, []
-        for stage, image in enumerate(maps):
+        for stage, tokens in enumerate(maps):
             if head.projections:
-                projected = self._convolution(image, head.projections[stage], f"decode_head.linear_c.{stage}")
-                image = graph.add("Relu", projected, name=f"decode_head.linear_c.{stage}.activation")
-            summands.append(self._convolution(image, head.stages[stage], f"decode_head.fuse.{stage}"))
+                projected = self._linear(tokens, head.projections[stage], f"decode_head.linear_c.{stage}")
+                tokens = graph.add("Relu", projected, name=f"decode_head.linear_c.{stage}.activation")
+            summands.append(self._linear(tokens, head.stages[stage], f"decode_head.fuse.{stage}"))
         name, total = "decode_head", summands[0]
-        wanted = graph.add("Shape", total, name=f"{name}.size", start=2, end=4)
+        size = graph.add("Shape", total, name=f"{name}.size", start=1, end=3)
         for stage, summand in reversed(list(enumerate(summands))[1:]):
-            upsampled = self._upsample(summand, wanted, f"{name}.upsample.{stage}")
+            upsampled = upsample(graph, summand, size, f"{name}.upsample.{stage}")
             total = graph.add("Add", upsampled, total, name=f"{name}.sum.{stage}")
         fused = graph.add("Relu", total, name=f"{name}.activation")
-        return self._convolution(fused, head.classifier, f"{name}.classifier")
+        return self._linear(fused, head.classifier, f"{name}.classifier")
 
-    def _upsample(self, image: str, size: str, name: str) -> str:
-        graph = self.graph
-        sizes = graph.add("Shape", image, name=f"{name}.batch", start=0, end=2)
-        sizes = graph.add("Concat", sizes, size, name=f"{name}.sizes", axis=0)
-        fields = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-        return graph.add("Resize", image, "", "", sizes, name=name, **fields)
+
+def upsample(graph: GraphBuilder, tokens: str, size: str, name: str) -> str:
+    """(B, h, w, C) to (B, H, W, C), bilinear. Written so, ONNX Runtime takes a third of the time of (B, C, h, w)."""
+    first = graph.add("Shape", tokens, name=f"{name}.batch", start=0, end=1)
+    last = graph.add("Shape", tokens, name=f"{name}.channels", start=3, end=4)
+    sizes = graph.add("Concat", first, size, last, name=f"{name}.sizes", axis=0)
+    fields = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return graph.add("Resize", tokens, "", "", sizes, name=name, **fields)
