@@ -20,8 +20,8 @@ from .onnx_labels import add_labels
 from .onnx_network import TO_IMAGE, Form, NetworkWriter
 from .settings import DEFAULT_OPSET, Settings, label_type
 
-ONNX_RUNTIME = Form(convolutions=True)
-OPENVINO = Form(convolutions=False)
+ONNX_RUNTIME = Form(classes_last=True, convolutions=False)
+OPENVINO = Form(classes_last=False, convolutions=True)
 # Protocol buffers end at 2 GiB.
 _LARGEST = (1 << 31) - (1 << 20)
 
@@ -47,7 +47,10 @@ def build(
     kind = TensorProto.UINT8 if settings.normalize == "inside" else TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info("pixel_values", kind, ["batch", config.num_channels, *sides])]
     if settings.output == "logits":
-        graph.add("Transpose", logits, name="logits", perm=list(TO_IMAGE))
+        if form.classes_last:
+            graph.add("Transpose", logits, name="logits", perm=list(TO_IMAGE))
+        else:
+            graph.add("Identity", logits, name="logits")
         points = ["logits_height", "logits_width"]
         shapes = {"logits": (TensorProto.FLOAT, ["batch", config.num_labels, *points])}
     else:
@@ -55,7 +58,7 @@ def build(
         shapes = {"labels": (kind, ["batch", *sides])}
         if settings.output == "labels+confidence":
             shapes["confidence"] = (TensorProto.FLOAT, ["batch", *sides])
-        add_labels(graph, logits, "pixel_values", config.num_labels, settings)
+        add_labels(graph, logits, "pixel_values", config.num_labels, settings, form)
     outputs = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
     model = graph.model(inputs, outputs, ("hf_segformer", __version__))
     if settings.half:

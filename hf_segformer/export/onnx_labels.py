@@ -11,49 +11,55 @@ import numpy as np
 from onnx import helper
 
 from .onnx_graph import GraphBuilder
-from .onnx_network import upsample
+from .onnx_network import Form, upsample
 from .settings import Settings, label_type
 
 
-def add_labels(graph: GraphBuilder, logits: str, pixel_values: str, num_labels: int, settings: Settings) -> None:
+def add_labels(
+    graph: GraphBuilder, logits: str, pixel_values: str, num_labels: int, settings: Settings, form: Form
+) -> None:
     """Add the outputs `labels` and, where wanted, `confidence`, (B, H, W) each.
 
-    Classes come last, where they lie side by side: so ONNX Runtime finds the largest in a fifth of the time.
+    Where classes lie side by side, ONNX Runtime finds the largest in a fifth of the time.
 
     Args:
         graph: The graph.
-        logits: Name of the logits (B, h, w, K).
+        logits: Name of the logits (B, h, w, K), or (B, K, h, w) without `form.classes_last`.
         pixel_values: Name of the input, whose height and width the label map gets.
         num_labels: K.
         settings: What is exported.
+        form: What the runtime is fast with.
     """
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(label_type(num_labels)))
     size = graph.add("Shape", pixel_values, name="labels.size", start=2, end=4)
-    scores = upsample(graph, logits, size, "labels.scores")
+    axis = 3 if form.classes_last else 1
+    scores = upsample(graph, logits, size, "labels.scores", form)
     if num_labels == 1:
-        scores = graph.add("Squeeze", scores, graph.constant([3]), name="labels.squeeze")
+        scores = graph.add("Squeeze", scores, graph.constant([axis]), name="labels.squeeze")
         zero = graph.constant(np.array(0, np.float32), "labels.zero")
         labels = graph.add("Greater", scores, zero, name="labels.greater")
     else:
-        labels = graph.add("ArgMax", scores, name="labels.argmax", axis=3, keepdims=0)
+        labels = graph.add("ArgMax", scores, name="labels.argmax", axis=axis, keepdims=0)
     graph.add("Cast", labels, name="labels", to=kind)
     if settings.output != "labels+confidence":
         return
     if num_labels == 1:
         graph.add("Sigmoid", graph.add("Abs", scores, name="confidence.abs"), name="confidence")
     else:
-        _add_confidence(graph, scores)
+        _add_confidence(graph, scores, axis)
 
 
-def _add_confidence(graph: GraphBuilder, scores: str) -> None:
+def _add_confidence(graph: GraphBuilder, scores: str, axis: int) -> None:
     """Softmax of the largest score: one over the sum of all exponentials relative to it."""
-    highest = _reduce(graph, "ReduceMax", scores, "confidence.highest", keepdims=1)
+    highest = _reduce(graph, "ReduceMax", scores, "confidence.highest", axis, keepdims=1)
     relative = graph.add("Sub", scores, highest, name="confidence.relative")
-    total = _reduce(graph, "ReduceSum", graph.add("Exp", relative, name="confidence.exp"), "confidence.sum", keepdims=0)
+    total = _reduce(
+        graph, "ReduceSum", graph.add("Exp", relative, name="confidence.exp"), "confidence.sum", axis, keepdims=0
+    )
     graph.add("Reciprocal", total, name="confidence")
 
 
-def _reduce(graph: GraphBuilder, operator: str, values: str, name: str, keepdims: int) -> str:
+def _reduce(graph: GraphBuilder, operator: str, values: str, name: str, axis: int, keepdims: int) -> str:
     if graph.opset >= 18 or operator == "ReduceSum":
-        return graph.add(operator, values, graph.constant([3]), name=name, keepdims=keepdims)
-    return graph.add(operator, values, name=name, keepdims=keepdims, axes=[3])
+        return graph.add(operator, values, graph.constant([axis]), name=name, keepdims=keepdims)
+    return graph.add(operator, values, name=name, keepdims=keepdims, axes=[axis])

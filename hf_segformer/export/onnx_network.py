@@ -3,7 +3,7 @@
 """The network as nodes of an ONNX graph.
 
 Shapes: B batch, C channels, H W height and width of the map at hand, N = H*W tokens, N' reduced tokens, A attention
-heads, D = C/A, E decoder width, K classes. Tokens are kept as (B, H, W, C), whose size no reshaping has to restore.
+heads, D = C/A, E decoder width, K classes. Tokens are (B, N, C).
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ class Form:
     """What a runtime is fast with.
 
     Args:
-        convolutions: Whether matrix products next to convolutions are written as 1x1 convolutions.
+        classes_last: Whether maps are upsampled, and their largest class found, as (B, H, W, C) rather than
+            (B, C, H, W).
+        convolutions: Whether the last layer of the Mix-FFN and those of the decode head are 1x1 convolutions rather
+            than products of matrices.
     """
 
+    classes_last: bool
     convolutions: bool
 
 
@@ -41,20 +45,24 @@ class NetworkWriter:
 
     def __init__(self, weights: Weights, graph: GraphBuilder, form: Form):
         self.weights, self.config, self.graph, self.form = weights, weights.config, graph, form
+        self._shapes: list[str] = []  # (B, H, W, C) of each stage
 
     def logits(self, pixel_values: str) -> str:
-        """Logits (B, H/4, W/4, K) of pixel values (B, num_channels, H, W).
+        """Logits of pixel values (B, num_channels, H, W): (B, H/4, W/4, K), or (B, K, H/4, W/4) without `classes_last`.
 
         Args:
             pixel_values: Name of the input.
         """
-        image, maps = pixel_values, []
-        for stage in range(self.config.num_encoder_blocks):
+        image, maps, last = pixel_values, [], self.config.num_encoder_blocks - 1
+        for stage in range(last + 1):
             tokens = self._stage(stage, image)
-            maps.append(tokens)
-            if stage + 1 < self.config.num_encoder_blocks:
-                image = self._transpose(tokens, TO_IMAGE, f"encoder.image.{stage}")
-        return self._head(maps)
+            if stage < last or not self.form.classes_last:
+                image = self._to_image(stage, tokens, f"encoder.image.{stage}")
+            if self.form.classes_last:
+                maps.append(self.graph.add("Reshape", tokens, self._shapes[stage], name=f"encoder.map.{stage}"))
+            else:
+                maps.append(image)
+        return self._head_last(maps) if self.form.classes_last else self._head(maps)
 
     # ---------------------------------------------------------------------------------------------------- elements
 
@@ -63,6 +71,17 @@ class NetworkWriter:
 
     def _transpose(self, values: str, order: tuple[int, ...], name: str) -> str:
         return self.graph.add("Transpose", values, name=name, perm=list(order))
+
+    def _to_image(self, stage: int, tokens: str, name: str) -> str:
+        """(B, N, C) of a stage to (B, C, H, W)."""
+        return self._transpose(
+            self.graph.add("Reshape", tokens, self._shapes[stage], name=f"{name}.map"), TO_IMAGE, name
+        )
+
+    def _to_tokens(self, image: str, width: int, name: str) -> str:
+        """(B, C, H, W) to (B, N, C)."""
+        image = self._transpose(image, TO_TOKENS, f"{name}.map")
+        return self.graph.add("Reshape", image, self.graph.constant([0, -1, width]), name=name)
 
     def _linear(self, tokens: str, layer: Affine, name: str) -> str:
         """(..., C_in) to (..., C_out)."""
@@ -112,12 +131,15 @@ class NetworkWriter:
     # ----------------------------------------------------------------------------------------------------- encoder
 
     def _stage(self, stage: int, image: str) -> str:
-        """(B, C_in, H, W) to (B, H', W', C)."""
+        """(B, C_in, H, W) to (B, N, C)."""
         config, name = self.config, f"encoder.patch_embeddings.{stage}"
         kernel = config.patch_sizes[stage]
         layer = self.weights.affine(f"segformer.{name}.proj")
         image = self._convolution(image, layer, f"{name}.proj", config.strides[stage], kernel // 2)
-        tokens = self._transpose(image, TO_TOKENS, f"{name}.tokens")
+        tokens = self._transpose(image, TO_TOKENS, f"{name}.map")
+        self._shapes.append(self.graph.add("Shape", tokens, name=f"{name}.shape"))
+        flat = self.graph.constant([0, -1, config.hidden_sizes[stage]])
+        tokens = self.graph.add("Reshape", tokens, flat, name=f"{name}.tokens")
         tokens = self._norm(tokens, f"segformer.{name}.layer_norm", config.embed_norm_eps)
         for layer_index in range(config.depths[stage]):
             tokens = self._layer(stage, f"encoder.block.{stage}.{layer_index}", tokens)
@@ -130,22 +152,23 @@ class NetworkWriter:
         context = self._attention(stage, f"{name}.attention", normed)
         tokens = graph.add("Add", context, tokens, name=f"{name}.attended")
         normed = self._norm(tokens, f"segformer.{name}.layer_norm_2", epsilon)
-        return graph.add("Add", self._feed_forward(f"{name}.mlp", normed), tokens, name=f"{name}.output")
+        return graph.add("Add", self._feed_forward(stage, f"{name}.mlp", normed), tokens, name=f"{name}.output")
 
-    def _feed_forward(self, name: str, tokens: str) -> str:
+    def _feed_forward(self, stage: int, name: str, tokens: str) -> str:
         weights, path = self.weights, f"segformer.{name}"
         first, last = weights.affine(f"{path}.dense1"), weights.affine(f"{path}.dense2")
-        if self.form.convolutions:
-            hidden = self._transpose(tokens, TO_IMAGE, f"{name}.image")
-            hidden = self._convolution(hidden, first, f"{name}.dense1")
-        else:
-            hidden = self._transpose(self._linear(tokens, first, f"{name}.dense1"), TO_IMAGE, f"{name}.image")
+        hidden = self._convolution(self._to_image(stage, tokens, f"{name}.image"), first, f"{name}.dense1")
         hidden = self._convolution(hidden, weights.affine(f"{path}.dwconv.dwconv"), f"{name}.dwconv", padding=1)
-        hidden = self._activation(self._transpose(hidden, TO_TOKENS, f"{name}.tokens"), f"{name}.activation")
-        return self._linear(hidden, last, f"{name}.dense2")
+        if self.form.convolutions:
+            hidden = self._activation(hidden, f"{name}.activation")
+            return self._to_tokens(
+                self._convolution(hidden, last, f"{name}.dense2"), len(last.weight), f"{name}.tokens"
+            )
+        hidden = self._to_tokens(hidden, len(first.weight), f"{name}.tokens")
+        return self._linear(self._activation(hidden, f"{name}.activation"), last, f"{name}.dense2")
 
     def _attention(self, stage: int, name: str, tokens: str) -> str:
-        """Attention and its output projection: (B, H, W, C) to the same.
+        """Attention and its output projection: (B, N, C) to the same.
 
         Softmax sums to one and does not see what is added to all scores of a query: so the bias of the values goes
         into that of the output, and that of the keys goes nowhere. The factor of the scores is in the queries.
@@ -158,33 +181,27 @@ class NetworkWriter:
         query = Affine(query.weight * factor, query.bias * factor)
         output = Affine(output.weight, output.bias + output.weight @ value.bias)
         reduced = self._reduced(stage, name, tokens)
-        shape = self.graph.add("Shape", tokens, name=f"{name}.shape")
         if heads == 1:
             context = self._single_head(name, tokens, reduced, query, key, Affine(output.weight @ value.weight, None))
-            context = self.graph.add("Reshape", context, shape, name=f"{name}.context")
             return self.graph.add("Add", context, self._constant(output.bias, f"{name}.bias"), name=f"{name}.add")
         context = self._heads(name, heads, tokens, reduced, query, key, value)
-        context = self.graph.add("Reshape", context, shape, name=f"{name}.context")
+        context = self.graph.add("Reshape", context, self.graph.constant([0, -1, width]), name=f"{name}.context")
         return self._linear(context, output, f"{name}.output")
 
     def _reduced(self, stage: int, name: str, tokens: str) -> str:
-        """(B, H, W, C) to (B, H', W', C)."""
+        """(B, N, C) to (B, N', C)."""
         ratio = self.config.sr_ratios[stage]
         if ratio == 1:
             return tokens
-        image = self._transpose(tokens, TO_IMAGE, f"{name}.image")
-        image = self._convolution(image, self.weights.affine(f"segformer.{name}.self.sr"), f"{name}.sr", ratio)
-        image = self._transpose(image, TO_TOKENS, f"{name}.reduced")
-        return self._norm(image, f"segformer.{name}.self.layer_norm", self.config.embed_norm_eps)
+        layer = self.weights.affine(f"segformer.{name}.self.sr")
+        image = self._convolution(self._to_image(stage, tokens, f"{name}.image"), layer, f"{name}.sr", ratio)
+        reduced = self._to_tokens(image, len(layer.weight), f"{name}.reduced")
+        return self._norm(reduced, f"segformer.{name}.self.layer_norm", self.config.embed_norm_eps)
 
     def _single_head(self, name: str, tokens: str, reduced: str, query: Affine, key: Affine, value: Affine) -> str:
         """With one head nothing stands between the projections: those of queries and outputs are applied to N' keys
         and values instead of N tokens. Gives (B, N, C)."""
         graph = self.graph
-        width = len(key.weight)
-        flat = graph.constant([0, -1, width])
-        reduced = graph.add("Reshape", reduced, flat, name=f"{name}.keys")
-        tokens = graph.add("Reshape", tokens, flat, name=f"{name}.queries")
         # scores = (x Wq' + bq) (Wk r)' = x (Wq' Wk) r' + bq' Wk r'
         keys = self._linear(reduced, Affine(query.weight.T @ key.weight, None), f"{name}.key")  # (B, N', C)
         bias = self._linear(reduced, Affine(query.bias[None] @ key.weight, None), f"{name}.key_bias")  # (B, N', 1)
@@ -218,26 +235,45 @@ class NetworkWriter:
     # -------------------------------------------------------------------------------------------------- decode head
 
     def _head(self, maps: list[str]) -> str:
+        """Logits (B, K, H, W) of each stage's (B, C, H, W)."""
+        head, graph, name, summands = self.weights.head(), self.graph, "decode_head", []
+        for stage, image in enumerate(maps):
+            if head.projections:
+                projected = self._convolution(image, head.projections[stage], f"{name}.linear_c.{stage}")
+                image = graph.add("Relu", projected, name=f"{name}.linear_c.{stage}.activation")
+            summands.append(self._convolution(image, head.stages[stage], f"{name}.fuse.{stage}"))
+        fused = self._fused(summands)
+        return self._convolution(fused, head.classifier, f"{name}.classifier")
+
+    def _head_last(self, maps: list[str]) -> str:
         """Logits (B, H, W, K) of each stage's (B, H, W, C)."""
-        head, graph, summands = self.weights.head(), self.graph, []
+        head, graph, name, summands = self.weights.head(), self.graph, "decode_head", []
         for stage, tokens in enumerate(maps):
             if head.projections:
-                projected = self._linear(tokens, head.projections[stage], f"decode_head.linear_c.{stage}")
-                tokens = graph.add("Relu", projected, name=f"decode_head.linear_c.{stage}.activation")
-            summands.append(self._linear(tokens, head.stages[stage], f"decode_head.fuse.{stage}"))
-        name, total = "decode_head", summands[0]
-        size = graph.add("Shape", total, name=f"{name}.size", start=1, end=3)
+                projected = self._linear(tokens, head.projections[stage], f"{name}.linear_c.{stage}")
+                tokens = graph.add("Relu", projected, name=f"{name}.linear_c.{stage}.activation")
+            summands.append(self._linear(tokens, head.stages[stage], f"{name}.fuse.{stage}"))
+        return self._linear(self._fused(summands), head.classifier, f"{name}.classifier")
+
+    def _fused(self, summands: list[str]) -> str:
+        graph, name, total = self.graph, "decode_head", summands[0]
+        first = 1 if self.form.classes_last else 2
+        size = graph.add("Shape", total, name=f"{name}.size", start=first, end=first + 2)
         for stage, summand in reversed(list(enumerate(summands))[1:]):
-            upsampled = upsample(graph, summand, size, f"{name}.upsample.{stage}")
+            upsampled = upsample(graph, summand, size, f"{name}.upsample.{stage}", self.form)
             total = graph.add("Add", upsampled, total, name=f"{name}.sum.{stage}")
-        fused = graph.add("Relu", total, name=f"{name}.activation")
-        return self._linear(fused, head.classifier, f"{name}.classifier")
+        return graph.add("Relu", total, name=f"{name}.activation")
 
 
-def upsample(graph: GraphBuilder, tokens: str, size: str, name: str) -> str:
-    """(B, h, w, C) to (B, H, W, C), bilinear. Written so, ONNX Runtime takes a third of the time of (B, C, h, w)."""
-    first = graph.add("Shape", tokens, name=f"{name}.batch", start=0, end=1)
-    last = graph.add("Shape", tokens, name=f"{name}.channels", start=3, end=4)
-    sizes = graph.add("Concat", first, size, last, name=f"{name}.sizes", axis=0)
+def upsample(graph: GraphBuilder, values: str, size: str, name: str, form: Form) -> str:
+    """(B, h, w, C) to (B, H, W, C), or the same with channels first, bilinear.
+
+    With classes last ONNX Runtime takes a third of the time.
+    """
+    parts, first = [size], 1 if form.classes_last else 2
+    for start, end in ((0, first), (first + 2, 4)):
+        if start < end:
+            parts.insert(start, graph.add("Shape", values, name=f"{name}.{start}", start=start, end=end))
+    sizes = graph.add("Concat", *parts, name=f"{name}.sizes", axis=0)
     fields = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    return graph.add("Resize", tokens, "", "", sizes, name=name, **fields)
+    return graph.add("Resize", values, "", "", sizes, name=name, **fields)
