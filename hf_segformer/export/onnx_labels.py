@@ -8,7 +8,7 @@ Shapes: B batch, K classes, h w points of the logits, H W pixels.
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from .onnx_graph import GraphBuilder
 from .onnx_network import Form, upsample
@@ -39,7 +39,7 @@ def add_labels(
         zero = graph.constant(np.array(0, np.float32), "labels.zero")
         labels = graph.add("Greater", scores, zero, name="labels.greater")
     else:
-        labels = graph.add("ArgMax", scores, name="labels.argmax", axis=axis, keepdims=0)
+        labels = _argmax(graph, scores, num_labels, axis, form)
     graph.add("Cast", labels, name="labels", to=kind)
     if settings.output != "labels+confidence":
         return
@@ -47,6 +47,22 @@ def add_labels(
         graph.add("Sigmoid", graph.add("Abs", scores, name="confidence.abs"), name="confidence")
     else:
         _add_confidence(graph, scores, axis)
+
+
+def _argmax(graph: GraphBuilder, scores: str, num_labels: int, axis: int, form: Form) -> str:
+    if form.classes_last:
+        return graph.add("ArgMax", scores, name="labels.argmax", axis=axis, keepdims=0)
+    # OpenVINO sorts for ArgMax. K - k where the score is the highest, else 0: the largest of these is that of the
+    # first such class.
+    highest = _reduce(graph, "ReduceMax", scores, "labels.highest", axis, keepdims=1)
+    is_highest = graph.add("GreaterOrEqual", scores, highest, name="labels.is_highest")
+    is_highest = graph.add("Cast", is_highest, name="labels.as_number", to=TensorProto.FLOAT)
+    ranks = graph.constant(np.arange(num_labels, 0, -1, dtype=np.float32).reshape(-1, 1, 1), "labels.ranks")
+    ranked = graph.add("Mul", is_highest, ranks, name="labels.ranked")
+    rank = _reduce(graph, "ReduceMax", ranked, "labels.rank", axis, keepdims=0)
+    return graph.add(
+        "Sub", graph.constant(np.array(num_labels, np.float32), "labels.count"), rank, name="labels.float"
+    )
 
 
 def _add_confidence(graph: GraphBuilder, scores: str, axis: int) -> None:

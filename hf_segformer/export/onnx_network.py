@@ -28,10 +28,12 @@ class Form:
             (B, C, H, W).
         convolutions: Whether the last layer of the Mix-FFN and those of the decode head are 1x1 convolutions rather
             than products of matrices.
+        attention_apart: Whether the softmax of attention is kept from being joined with the products around it.
     """
 
     classes_last: bool
     convolutions: bool
+    attention_apart: bool
 
 
 class NetworkWriter:
@@ -48,7 +50,7 @@ class NetworkWriter:
         self._shapes: list[str] = []  # (B, H, W, C) of each stage
 
     def logits(self, pixel_values: str) -> str:
-        """Logits of pixel values (B, num_channels, H, W): (B, H/4, W/4, K), or (B, K, H/4, W/4) without `classes_last`.
+        """Logits of pixel values (B, num_channels, H, W): (B, H/4, W/4, K), or (B, K, H/4, W/4).
 
         Args:
             pixel_values: Name of the input.
@@ -208,8 +210,7 @@ class NetworkWriter:
         values = self._linear(reduced, value, f"{name}.value")
         scores = graph.add("MatMul", tokens, self._transpose(keys, (0, 2, 1), f"{name}.key_t"), name=f"{name}.scores")
         scores = graph.add("Add", scores, self._transpose(bias, (0, 2, 1), f"{name}.bias_t"), name=f"{name}.biased")
-        probabilities = graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
-        return graph.add("MatMul", probabilities, values, name=f"{name}.weighted")
+        return graph.add("MatMul", self._softmax(scores, name), values, name=f"{name}.weighted")
 
     def _heads(
         self, name: str, heads: int, tokens: str, reduced: str, query: Affine, key: Affine, value: Affine
@@ -228,9 +229,16 @@ class NetworkWriter:
         keys = parts(reduced, Affine(key.weight, None), "key", (0, 2, 3, 1))
         values = parts(reduced, Affine(value.weight, None), "value", (0, 2, 1, 3))
         scores = graph.add("MatMul", queries, keys, name=f"{name}.scores")
-        probabilities = graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
-        context = graph.add("MatMul", probabilities, values, name=f"{name}.weighted")
+        context = graph.add("MatMul", self._softmax(scores, name), values, name=f"{name}.weighted")
         return self._transpose(context, (0, 2, 1, 3), f"{name}.tokens")
+
+    def _softmax(self, scores: str, name: str) -> str:
+        graph = self.graph
+        if self.form.attention_apart:
+            shape = graph.add("Shape", scores, name=f"{name}.scores_shape")
+            scores = graph.add("Reshape", scores, graph.constant([-1]), name=f"{name}.scores_flat")
+            scores = graph.add("Reshape", scores, shape, name=f"{name}.scores_again")
+        return graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
 
     # -------------------------------------------------------------------------------------------------- decode head
 

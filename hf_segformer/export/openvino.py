@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import openvino
 from . import onnx
 from .folding import Weights
 from .metadata import KEY
+from .onnx_network import Form
 from .settings import Settings
+
+# Joined attention is compiled for the sizes of the first picture that needs it. If that had a single key (both sides
+# below 64 pixels), later pictures of other sizes are computed wrongly (seen with OpenVINO 2026.4).
+ANY_SIZE = Form(classes_last=False, convolutions=True, attention_apart=True)
+ONE_SIZE = Form(classes_last=False, convolutions=True, attention_apart=False)
 
 
 def save(weights: Weights, metadata: dict[str, Any], settings: Settings, path: Path) -> None:
@@ -26,10 +33,11 @@ def save(weights: Weights, metadata: dict[str, Any], settings: Settings, path: P
         settings: What is exported.
         path: The `.xml`.
     """
-    plain = Settings(settings.format, settings.output, settings.normalize, settings.size)
+    plain = replace(settings, half=False)
+    form = ANY_SIZE if settings.size is None else ONE_SIZE
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        onnx.save(onnx.build(weights, metadata, plain, onnx.OPENVINO), file)
+        onnx.save(onnx.build(weights, metadata, plain, form), file)
         model = openvino.Core().read_model(file)
         model.set_rt_info(json.dumps(metadata), KEY)
         openvino.save_model(model, path, compress_to_fp16=settings.half)

@@ -82,8 +82,8 @@ def require_agreement(comparison: Comparison, sizes: list[SizeCheck], agreement:
         difference = check.difference
         if difference is not None and not difference <= comparison.tolerance:
             raise ExportDisagrees(
-                f"the exported file disagrees with the model, so it was not kept: at batch, height, width {check.shape} "
-                f"the difference is {difference:.1e}, at most {comparison.tolerance:.0e} is rounding"
+                f"the exported file disagrees with the model, so it was not kept: at batch, height, width "
+                f"{check.shape} the difference is {difference:.1e}, at most {comparison.tolerance:.0e} is rounding"
             )
     others = agreement.others + sum(check.agreement.others for check in sizes)
     if others:

@@ -47,6 +47,11 @@ class Settings:
     opset: int | None = None
     half: bool = False
 
+    @property
+    def batch(self) -> int | None:
+        """Pictures at a time where that is fixed: OpenVINO gains by a fixed size only if all of it is."""
+        return 1 if self.format == "openvino" and self.size is not None else None
+
     def check(self, config: Any) -> None:
         """Refuse what cannot be written.
 
