@@ -22,7 +22,7 @@ from .parser import Parser
 class ExportArguments(DataArguments):
     """Command line of `export`; every flag is a field."""
 
-    format: str = field(default="onnx", metadata={"help": f"{', '.join(FORMATS)}."})  # type: ignore[assignment]
+    format: str = field(default="onnx", metadata={"help": f"{', '.join(FORMATS)}."})
     data_format: str | None = field(
         default=None, metadata={"help": "data: its format (labelme, coco, ...); found out if left out."}
     )

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network's weights as an exported file holds them: everything that can be multiplied together beforehand is.
 
-All products are taken in float64. Shapes: C channels of a stage, E decoder width, S stages, K classes. Matrices are (outputs, inputs), as in `torch.nn.Linear`.
+All products are taken in float64. Shapes: C channels of a stage, E decoder width, S stages, K classes. Matrices are
+(outputs, inputs), as in `torch.nn.Linear`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..visualization import palette_for
-from .settings import Settings, is_multi_label
+from .settings import MOST_CLASSES, Settings, is_multi_label
 
 KEY = "hf_segformer"
 FORMAT_VERSION = 1
@@ -24,7 +24,7 @@ def describe(config: Any, image_processor: Any, settings: Settings) -> dict[str,
         settings: What was exported.
     """
     names = config.class_names
-    palette = config.class_palette or palette_for(len(names))
+    palette = config.class_palette or (palette_for(len(names)) if len(names) <= MOST_CLASSES else [])
     preprocessor = json.loads(image_processor.to_json_string())
     return {
         "format_version": FORMAT_VERSION,

@@ -16,7 +16,6 @@ from .folding import Affine, Array, Weights
 from .onnx_graph import GraphBuilder
 
 TO_TOKENS, TO_IMAGE = (0, 2, 3, 1), (0, 3, 1, 2)
-ACTIVATIONS = ("gelu", "relu", "silu", "swish")
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class NetworkWriter:
         )
 
     def _norm(self, tokens: str, name: str, epsilon: float) -> str:
-        layer = self.weights.affine(name)
-        scale, bias = self._constant(layer.weight, f"{name}.weight"), self._constant(layer.bias, f"{name}.bias")
+        scale, bias = (self._constant(self.weights[f"{name}.{part}"], f"{name}.{part}") for part in ("weight", "bias"))
         return self.graph.add("LayerNormalization", tokens, scale, bias, name=name, axis=-1, epsilon=epsilon)
 
     def _activation(self, values: str, name: str) -> str:
@@ -178,17 +176,17 @@ class NetworkWriter:
         weights, config, path = self.weights, self.config, f"segformer.{name}"
         heads, width = config.num_attention_heads[stage], config.hidden_sizes[stage]
         query, key, value = (weights.affine(f"{path}.self.{part}") for part in ("query", "key", "value"))
-        output = weights.affine(f"{path}.output.dense")
+        output = weights[f"{path}.output.dense.weight"]
+        bias = weights[f"{path}.output.dense.bias"] + output @ weights[f"{path}.self.value.bias"]
         factor = (width // heads) ** -0.5
-        query = Affine(query.weight * factor, query.bias * factor)
-        output = Affine(output.weight, output.bias + output.weight @ value.bias)
+        query = Affine(query.weight * factor, weights[f"{path}.self.query.bias"] * factor)
         reduced = self._reduced(stage, name, tokens)
         if heads == 1:
-            context = self._single_head(name, tokens, reduced, query, key, Affine(output.weight @ value.weight, None))
-            return self.graph.add("Add", context, self._constant(output.bias, f"{name}.bias"), name=f"{name}.add")
+            context = self._single_head(name, tokens, reduced, query, key, Affine(output @ value.weight, None))
+            return self.graph.add("Add", context, self._constant(bias, f"{name}.bias"), name=f"{name}.add")
         context = self._heads(name, heads, tokens, reduced, query, key, value)
         context = self.graph.add("Reshape", context, self.graph.constant([0, -1, width]), name=f"{name}.context")
-        return self._linear(context, output, f"{name}.output")
+        return self._linear(context, Affine(output, bias), f"{name}.output")
 
     def _reduced(self, stage: int, name: str, tokens: str) -> str:
         """(B, N, C) to (B, N', C)."""
@@ -204,6 +202,7 @@ class NetworkWriter:
         """With one head nothing stands between the projections: those of queries and outputs are applied to N' keys
         and values instead of N tokens. Gives (B, N, C)."""
         graph = self.graph
+        assert query.bias is not None
         # scores = (x Wq' + bq) (Wk r)' = x (Wq' Wk) r' + bq' Wk r'
         keys = self._linear(reduced, Affine(query.weight.T @ key.weight, None), f"{name}.key")  # (B, N', C)
         bias = self._linear(reduced, Affine(query.bias[None] @ key.weight, None), f"{name}.key_bias")  # (B, N', 1)

@@ -22,6 +22,7 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": (".xml", ("onnx", "openvino")),
     "torch-export": (".pt2", ()),
 }
+ACTIVATIONS = ("gelu", "relu", "silu", "swish")
 OPSETS = range(17, 24)  # from the first with LayerNormalization; the last that the tests run
 DEFAULT_OPSET = 20
 MOST_CLASSES = 1 << 16
@@ -66,6 +67,7 @@ class Settings:
                 hint = ' (pip install "hf_segformer[export]" for what they need)' if name == "format" else ""
                 raise ValueError(f"{name} must be one of {', '.join(known)}{hint}, got {getattr(self, name)!r}")
         self._check_opset()
+        self._check_activation(config)
         self._check_classes(config)
         self._check_size(config)
         missing = [package for package in FORMATS[self.format][1] if importlib.util.find_spec(package) is None]
@@ -73,6 +75,13 @@ class Settings:
             raise ValueError(
                 f"format {self.format} needs {' and '.join(missing)}, not installed here: "
                 'pip install "hf_segformer[export]"'
+            )
+
+    def _check_activation(self, config: Any) -> None:
+        if self.format != "torch-export" and config.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"format {self.format} must have a model with hidden_act {', '.join(ACTIVATIONS)}, got "
+                f"{config.hidden_act!r}: torch-export takes any"
             )
 
     def _check_opset(self) -> None:
@@ -84,6 +93,8 @@ class Settings:
             raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
 
     def _check_classes(self, config: Any) -> None:
+        if config.num_labels < 1:
+            raise ValueError(f"model must have at least one class, got num_labels={config.num_labels}")
         if self.output == "logits":
             return
         if config.num_labels > MOST_CLASSES:

@@ -95,7 +95,8 @@ class ExportedNetwork(nn.Module):
         values = pixels.float()
         if self.preprocessor["do_rescale"]:
             values = values * self.preprocessor["rescale_factor"]
-        return (values - self.mean) / self.std if self.preprocessor["do_normalize"] else values
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (values - mean) / std if self.preprocessor["do_normalize"] else values
 
     def _label_map(self, logits: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
         scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
