@@ -143,9 +143,14 @@ class Comparison:
         near, others = (sum(getattr(part, kind) for part in found) for kind in ("near_ties", "others"))
         return Agreement(len(found), pixels, 1 - (near + others) / max(pixels, 1), near, others)
 
+    @property
+    def speed_size(self) -> tuple[int, int]:
+        """Height and width of the picture that is timed."""
+        return self.settings.size or SPEED_SIZE
+
     def latency(self) -> tuple[float, float]:
         """Median milliseconds of the file and of the model, taken in turns."""
-        pixel_values = self.inputs((1, *(self.settings.size or SPEED_SIZE)))
+        pixel_values = self.inputs((1, *self.speed_size))
         seconds: dict[str, list[float]] = {"file": [], "model": []}
         for name, run in [("file", self.run), ("model", self._with_labels)] * (ROUNDS + 1):
             started = time.perf_counter()

@@ -24,7 +24,7 @@ from ..evaluation.loop import check_classes
 from ..files import replace_path
 from ..hub_errors import load_model, load_processor
 from ..image_processing_segformer import SegformerImageProcessor
-from .checks import SPEED_SIZE, Comparison
+from .checks import Comparison
 from .data import mean_iou, pictures_of, prepared
 from .folding import Weights
 from .metadata import describe
@@ -145,5 +145,5 @@ def _report(comparison: Comparison, path: Path, written: Path, pictures: list[np
         agreement,
         file_ms,
         eager_ms,
-        settings.size or SPEED_SIZE,
+        comparison.speed_size,
     )

@@ -68,7 +68,7 @@ class NetworkWriter:
     # ---------------------------------------------------------------------------------------------------- elements
 
     def _constant(self, array: Array, name: str) -> str:
-        return self.graph.constant(array.astype(np.float32), name)
+        return self.graph.constant(np.asarray(array, np.float32), name)
 
     def _transpose(self, values: str, order: tuple[int, ...], name: str) -> str:
         return self.graph.add("Transpose", values, name=name, perm=list(order))
