@@ -18,10 +18,9 @@ from .metadata import KEY
 from .onnx_network import Form
 from .settings import Settings
 
-# Joined attention is compiled for the sizes of the first picture that needs it. If that had a single key (both sides
-# below 64 pixels), later pictures of other sizes are computed wrongly (seen with OpenVINO 2026.4).
-ANY_SIZE = Form(classes_last=False, convolutions=True, attention_apart=True)
-ONE_SIZE = Form(classes_last=False, convolutions=True, attention_apart=False)
+# OpenVINO 2026.4 computes attention whose softmax is joined with its products wrongly for all later sizes once a picture
+# had a single reduced token (both sides below 64 pixels), and for some fixed sizes it crashes.
+FORM = Form(classes_last=False, convolutions=True, attention_apart=True)
 
 
 def save(weights: Weights, metadata: dict[str, Any], settings: Settings, path: Path) -> None:
@@ -34,10 +33,9 @@ def save(weights: Weights, metadata: dict[str, Any], settings: Settings, path: P
         path: The `.xml`.
     """
     plain = replace(settings, half=False)
-    form = ANY_SIZE if settings.size is None else ONE_SIZE
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        onnx.save(onnx.build(weights, metadata, plain, form), file)
+        onnx.save(onnx.build(weights, metadata, plain, FORM), file)
         model = openvino.Core().read_model(file)
         model.set_rt_info(json.dumps(metadata), KEY)
         openvino.save_model(model, path, compress_to_fp16=settings.half)
