@@ -184,7 +184,7 @@ def test_torch_export(fields, options, network, tmp_path):
     assert report.agreement.others == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"output": "labels+confidence"}, {"size": (64, 70), "half": True}])
+@pytest.mark.parametrize("options", [{}, {"output": "labels+confidence"}, {"normalize": "inside", "half": True}])
 def test_openvino(options, network, tmp_path):
     openvino = pytest.importorskip("openvino")
     model = network()
@@ -217,6 +217,7 @@ REFUSED = {
     "opset high": ({"opset": 99}, "opset must be 17 to 23, got 99"),
     "opset elsewhere": ({"opset": 18, "format": "torch-export"}, "opset must be left out"),
     "too small": ({"size": (28, 64)}, r"size must be .* at least 29 pixels, got \(28, 64\)"),
+    "openvino size": ({"size": (64, 64), "format": "openvino"}, "size must be left out with format openvino"),
     "three sides": ({"size": (64, 64, 3)}, "size must be a height and a width"),
     "suffix": ({"path": "model.pb"}, r"path must end in \.onnx"),
     "suffix of another": ({"format": "openvino", "path": "model.onnx"}, r"path must end in \.xml"),

@@ -79,7 +79,7 @@ class Comparison:
     def sizes(self) -> list[tuple[int, int, int]]:
         """Batch, height and width to compare at: odd, not divisible by 32, as small as the network takes."""
         if self.settings.size is not None:
-            return [(batch, *self.settings.size) for batch in ([1] if self.settings.batch else [1, 2])]
+            return [(1, *self.settings.size), (2, *self.settings.size)]
         least = smallest_side(self.model.config)
         if self.settings.format == "torch-export":
             least = max(least, 64)

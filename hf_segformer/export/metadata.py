@@ -39,7 +39,6 @@ def describe(config: Any, image_processor: Any, settings: Settings) -> dict[str,
         "image_std": preprocessor.get("image_std"),
         "preprocessor": preprocessor,
         "size": list(settings.size) if settings.size else None,
-        "batch": settings.batch,
         "input": {
             "name": "pixel_values",
             "dtype": "uint8" if settings.normalize == "inside" else "float32",

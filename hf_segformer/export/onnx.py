@@ -44,20 +44,19 @@ def build(
     config = weights.config
     sides = settings.size or ("height", "width")
     kind = TensorProto.UINT8 if settings.normalize == "inside" else TensorProto.FLOAT
-    batch = settings.batch or "batch"
-    inputs = [helper.make_tensor_value_info("pixel_values", kind, [batch, config.num_channels, *sides])]
+    inputs = [helper.make_tensor_value_info("pixel_values", kind, ["batch", config.num_channels, *sides])]
     if settings.output == "logits":
         if form.classes_last:
             graph.add("Transpose", logits, name="logits", perm=list(TO_IMAGE))
         else:
             graph.add("Identity", logits, name="logits")
         points = ["logits_height", "logits_width"]
-        shapes = {"logits": (TensorProto.FLOAT, [batch, config.num_labels, *points])}
+        shapes = {"logits": (TensorProto.FLOAT, ["batch", config.num_labels, *points])}
     else:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(label_type(config.num_labels)))
-        shapes = {"labels": (kind, [batch, *sides])}
+        shapes = {"labels": (kind, ["batch", *sides])}
         if settings.output == "labels+confidence":
-            shapes["confidence"] = (TensorProto.FLOAT, [batch, *sides])
+            shapes["confidence"] = (TensorProto.FLOAT, ["batch", *sides])
         add_labels(graph, logits, "pixel_values", config.num_labels, settings, form)
     outputs = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
     model = graph.model(inputs, outputs, ("hf_segformer", __version__))

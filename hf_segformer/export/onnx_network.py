@@ -233,11 +233,14 @@ class NetworkWriter:
 
     def _softmax(self, scores: str, name: str) -> str:
         graph = self.graph
-        if self.form.attention_apart:
-            shape = graph.add("Shape", scores, name=f"{name}.scores_shape")
-            scores = graph.add("Reshape", scores, graph.constant([-1]), name=f"{name}.scores_flat")
-            scores = graph.add("Reshape", scores, shape, name=f"{name}.scores_again")
-        return graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
+        if not self.form.attention_apart:
+            return graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
+        shape = graph.add("Shape", scores, name=f"{name}.scores_shape")
+        keys = graph.add("Shape", scores, name=f"{name}.keys_shape", start=-1)
+        rows = graph.add("Concat", graph.constant([-1]), keys, name=f"{name}.row_sizes", axis=0)
+        scores = graph.add("Reshape", scores, rows, name=f"{name}.rows")
+        probabilities = graph.add("Softmax", scores, name=f"{name}.softmax", axis=-1)
+        return graph.add("Reshape", probabilities, shape, name=f"{name}.probabilities")
 
     # -------------------------------------------------------------------------------------------------- decode head
 

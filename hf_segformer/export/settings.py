@@ -48,11 +48,6 @@ class Settings:
     opset: int | None = None
     half: bool = False
 
-    @property
-    def batch(self) -> int | None:
-        """Pictures at a time where that is fixed: OpenVINO gains by a fixed size only if all of it is."""
-        return 1 if self.format == "openvino" and self.size is not None else None
-
     def check(self, config: Any) -> None:
         """Refuse what cannot be written.
 
@@ -111,6 +106,11 @@ class Settings:
     def _check_size(self, config: Any) -> None:
         if self.size is None:
             return
+        if self.format == "openvino":
+            raise ValueError(
+                f"size must be left out with format openvino, whose version 2026.4 crashes on some networks of a fixed "
+                f"size; got {self.size}"
+            )
         smallest = smallest_side(config)
         if len(self.size) != 2 or min(self.size) < smallest:
             raise ValueError(f"size must be a height and a width of at least {smallest} pixels, got {self.size}")
