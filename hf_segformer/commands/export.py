@@ -41,6 +41,10 @@ class ExportArguments(DataArguments):
     )
     opset: int | None = field(default=None, metadata={"help": "Version of the operators in an ONNX file."})
     half: bool = field(default=False, metadata={"help": "Store weights in float16: half the size."})
+    int8: str | None = field(
+        default=None,
+        metadata={"help": "Compute in int8; folder of pictures or data set (as for data) to take the ranges from."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a file that is there."})
 
     def load_chosen_data(self) -> SegmentationData | None:
@@ -70,6 +74,6 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
     if args.size is not None and len(args.size) != 2:
         raise ValueError(f"size must be a height and a width, got {args.size}")
     options: dict[str, Any] = {name: getattr(args, name) for name in ("output", "normalize", "opset", "half")}
-    options |= {"size": args.size and tuple(args.size), "overwrite": args.overwrite}
+    options |= {"size": args.size and tuple(args.size), "overwrite": args.overwrite, "int8": args.int8}
     options |= {"data": args.load_chosen_data(), "split": args.split}
     print(export_model(positional.source, positional.path, args.format, **options))

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ..evaluation.loop import check_classes
 from ..files import replace_path
 from ..hub_errors import load_model, load_processor
 from ..image_processing_segformer import SegformerImageProcessor
+from .calibration import calibration_inputs, check_int8
 from .checks import Comparison
 from .data import mean_iou, pictures_of, prepared
 from .folding import Weights
@@ -47,6 +49,7 @@ def export_model(
     data: SegmentationData | None = None,
     split: str = "validation",
     overwrite: bool = False,
+    int8: str | os.PathLike | SegmentationData | None = None,
 ) -> ExportReport:
     """Write a model as a file that runs without this package, and report on it.
 
@@ -67,6 +70,8 @@ def export_model(
         data: Data set to compare labels and mIoU on; drawn pictures and no mIoU if left out.
         split: Split of that data set.
         overwrite: Whether files that are there are replaced.
+        int8: Compute in int8, with ranges from these pictures; see `calibration_inputs`. The float file is checked
+            against the model first, the int8 file by its labels; see `quantize_onnx`.
 
     Raises:
         ValueError: An argument is out of range, the model cannot be exported, or there is a file at `path`.
@@ -83,11 +88,17 @@ def export_model(
     weights, metadata = Weights(network), describe(network.config, image_processor, settings)
     if data is not None:
         check_classes(network, data)
+    if int8 is not None:
+        check_int8(settings)
+    calibration = None if int8 is None else calibration_inputs(int8, network, image_processor, settings)
     with inference_of(network), _temporary(path) as temporary:
         _write(network, weights, metadata, settings, temporary)
         comparison = Comparison(network, open_file(format, temporary), settings, metadata["preprocessor"])
         pictures = [prepared(picture, image_processor, settings) for picture in pictures_of(data, split)]
         report = _report(comparison, path, temporary, pictures)
+        if calibration is not None:
+            _quantize(comparison, temporary, calibration, report)
+            report.agreement = comparison.agreement(pictures)
         if data is not None:
             report.pictures = f"{split} of {data.name}"
             report.mean_iou = mean_iou(comparison, data, split, image_processor)
@@ -109,6 +120,18 @@ def _write(model: Any, weights: Weights, metadata: dict[str, Any], settings: Set
         from . import onnx
 
         onnx.save(onnx.build(weights, metadata, settings), path)
+
+
+def _quantize(comparison: Comparison, path: Path, inputs: list[np.ndarray], report: ExportReport) -> None:
+    """Replace a float file by an int8 file, also in the comparison and in the report."""
+    from .int8 import quantize_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        float_file = Path(shutil.move(path, folder))
+        report.int8 = quantize_onnx(float_file, path, inputs)
+    comparison.run = open_file("onnx", path)
+    report.bytes = path.stat().st_size
+    report.latency_ms, report.eager_ms = comparison.latency()
 
 
 @contextmanager

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checks import Agreement, Comparison, SizeCheck
+
+if TYPE_CHECKING:
+    from .int8 import Int8Report
 
 
 class ExportDisagrees(FloatingPointError):
@@ -32,6 +35,7 @@ class ExportReport:
         eager_ms: That of the model in PyTorch, taken in turns with it.
         latency_size: Height and width of that picture.
         mean_iou: Of the model ("before") and the file ("after") on a data set, where one was given.
+        int8: What int8 did, where it was asked for; the comparison at ten sizes is that of the float file then.
     """
 
     path: str
@@ -47,13 +51,15 @@ class ExportReport:
     eager_ms: float
     latency_size: tuple[int, int]
     mean_iou: dict[str, float] | None = None
+    int8: Int8Report | None = None
 
     def __str__(self) -> str:
         settings = self.settings
         kind = f"{settings['format']}, {settings['output']}" + ", weights in float16" * settings["half"]
+        kind += ", int8" * bool(self.int8)
         lines = [f"{self.path}: {kind}, {self.bytes / 1e6:.1f} MB"]
         if self.worst_difference is not None:
-            worst = f"{self.worst_difference:.1e} (at most {self.tolerance:.0e})"
+            worst = f"{self.worst_difference:.1e} (at most {self.tolerance:.0e})" + ", before int8" * bool(self.int8)
             lines.append(f"  worst difference at {len(self.sizes)} sizes  {worst}")
         height, width = self.latency_size
         lines.append(
@@ -69,7 +75,7 @@ class ExportReport:
             lines.append(
                 f"  mIoU  before {100 * self.mean_iou['before']:.2f}, after {100 * self.mean_iou['after']:.2f}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, str(self.int8)] if self.int8 else lines)
 
 
 def require_agreement(comparison: Comparison, sizes: list[SizeCheck], agreement: Agreement) -> None:
