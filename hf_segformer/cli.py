@@ -156,6 +156,12 @@ COMMANDS = {
             "runs/mine owner/name --license apache-2.0",
         ),
         Command(
+            "export",
+            "write a model as one file for ONNX Runtime, OpenVINO or torch.export",
+            "runs/mine segformer.onnx --format onnx --output labels",
+            ("datasets", "tqdm"),
+        ),
+        Command(
             "data",
             "show what a data set holds: sizes, classes, ignored pixels, overlays",
             "export.zip --output my_pictures",

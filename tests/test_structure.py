@@ -29,6 +29,7 @@ LAYERS = [
     ["checkpoints", "adapters"],
     ["hub"],
     ["training"],
+    ["export"],
     ["auto", "benchmark", "commands"],
     ["cli", "__main__"],
 ]

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from ..commands.parser import Parser
 from ..configuration_segformer import VARIANTS
 from . import against
+from .exports import measure_exports
 from .measure import (
     NOT_MEASURED,
     Contender,
@@ -89,6 +90,7 @@ class BenchmarkArguments:
     scaling_batch_sizes: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "Batch sizes for --scaling."}
     )
+    exports: bool = field(default=False, metadata={"help": "Also compare exported files, for any size, on a CPU."})
     post_processing: bool = field(default=False, metadata={"help": "Also measure label maps from logits alone."})
     evaluation: bool = field(default=False, metadata={"help": "Also split an evaluation on drawn scenes by stages."})
     against: str | None = field(
@@ -177,6 +179,8 @@ def measure_network(networks: Networks, args: BenchmarkArguments, report: Report
     report.text("### From a 640x480 picture to its label map")
     rows = measure_stages(networks, args, report)
     report.table(["network", "stage", "ours ms", "range", "transformers ms", "range", "times faster", "range"], rows)
+    if args.exports:
+        measure_exports(networks, args, report)
     if args.train:
         measure_training(networks, args, report)
     if args.memory:

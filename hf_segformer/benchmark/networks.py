@@ -187,6 +187,21 @@ class _Logits(nn.Module):
         return self.network(pixel_values).logits
 
 
+def export_onnx(network: nn.Module, pixel_values: torch.Tensor, path: Path, any_size: bool = False) -> Path:
+    """Write a network by PyTorch's exporter, for the size and batch of the pixel values or for any."""
+    options: dict[str, Any] = {"input_names": ["pixel_values"], "output_names": ["logits"], "dynamo": True}
+    if any_size:
+        options["dynamic_shapes"] = {"pixel_values": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
+        pixel_values = torch.randn(2, *pixel_values.shape[1:])  # one picture would be taken for always one
+    logging.disable(logging.WARNING)  # notices of the exporter
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            torch.onnx.export(_Logits(network), (pixel_values,), path, verbose=False, **options)
+    finally:
+        logging.disable(logging.NOTSET)
+    return path
+
+
 def _exported(
     name: str, network: nn.Module, pixel_values: torch.Tensor, args: "BenchmarkArguments", stack: ExitStack
 ) -> list[Contender]:
@@ -195,19 +210,7 @@ def _exported(
 
     @functools.cache
     def export() -> Path:
-        options: dict[str, Any] = {
-            "input_names": ["pixel_values"],
-            "output_names": ["logits"],
-            "dynamo": True,
-            "verbose": False,
-        }
-        logging.disable(logging.WARNING)  # notices of the exporter
-        try:
-            with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
-                torch.onnx.export(_Logits(network), (pixel_values,), folder / "network.onnx", **options)
-        finally:
-            logging.disable(logging.NOTSET)
-        return folder / "network.onnx"
+        return export_onnx(network, pixel_values, folder / "network.onnx")
 
     contenders = []
     for key, (title, dtypes, load) in _RUNTIMES.items():
