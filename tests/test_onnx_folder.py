@@ -22,6 +22,7 @@ from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
 from hf_segformer.cli import main
 from hf_segformer.data import draw_scene
 from hf_segformer.data.scenes import CLASS_NAMES
+from hf_segformer.export.layout import OnnxFolder
 from hf_segformer.hub.onnx_files import onnx_metadata
 from hf_segformer.hub.push import push_folder
 from hf_segformer.inference import load_segmenter, segment
@@ -99,6 +100,14 @@ def test_export_into_the_models_own_folder(source, tmp_path):
     names = {path.name for path in (folder / "onnx").iterdir()}
     assert names == {"model_fp16.onnx", "model_fp16.onnx.report.json"}
     assert load_segmenter(folder / "onnx" / "model_fp16.onnx")[0].config.class_names == tuple(CLASS_NAMES)
+
+
+def test_names_of_files(source, tmp_path):
+    """By the dtypes fp32, fp16 and q8 of Transformers.js."""
+    place = OnnxFolder(tmp_path / "new", source)
+    names = [place.file(**options).relative_to(tmp_path).as_posix() for options in ({}, {"half": True}, {"int8": True})]
+    assert names == [f"new/onnx/model{kind}.onnx" for kind in ("", "_fp16", "_quantized")]
+    assert not (tmp_path / "new").exists()
 
 
 def test_folders_that_cannot_be_exported_to(source, exported, tmp_path, capsys):

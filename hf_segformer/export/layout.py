@@ -61,7 +61,7 @@ def export_to_folder(
 ) -> ExportReport:
     """Write a model as onnx/model.onnx of a folder, with config.json and preprocessor_config.json beside onnx/.
 
-    With `half` the file is onnx/model_fp16.onnx.
+    With `half` the file is onnx/model_fp16.onnx, with `int8` onnx/model_quantized.onnx.
 
     Args:
         source: Folder or Hub id of the model.
@@ -82,7 +82,8 @@ def export_to_folder(
                 f"expect it, got {given[name]!r}: for anything else give the name of a file"
             )
     place = OnnxFolder(folder, source)
-    report = export_model(source, place.file(options.get("half", False)), format, **options)
+    path = place.file(bool(options.get("half")), bool(options.get("int8")))
+    report = export_model(source, path, format, **options)
     place.complete()
     return report
 
