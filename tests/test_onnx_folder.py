@@ -105,8 +105,9 @@ def test_export_into_the_models_own_folder(source, tmp_path):
 def test_names_of_files(source, tmp_path):
     """By the dtypes fp32, fp16 and q8 of Transformers.js."""
     place = OnnxFolder(tmp_path / "new", source)
-    names = [place.file(**options).relative_to(tmp_path).as_posix() for options in ({}, {"half": True}, {"int8": True})]
-    assert names == [f"new/onnx/model{kind}.onnx" for kind in ("", "_fp16", "_quantized")]
+    files = place.file(), place.file(half=True), place.file(int8=True)
+    names = [file.relative_to(tmp_path / "new" / "onnx").as_posix() for file in files]
+    assert names == ["model.onnx", "model_fp16.onnx", "model_quantized.onnx"]
     assert not (tmp_path / "new").exists()
 
 

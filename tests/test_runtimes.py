@@ -236,6 +236,8 @@ def test_a_missing_package_says_what_to_install(folder, monkeypatch, capsys):
         ("other output.onnx", None, "must have the output 'labels', got logits"),
         ("no classes.onnx", None, "num_labels is missing from the metadata of .*no classes.onnx"),
         ("other classes.onnx", None, "gives logits of 5 classes, but num_labels=3 is said of it"),
+        ("pixels.onnx", None, "takes uint8 pixel_values, but normalize=outside is said of it"),
+        ("floats.onnx", None, "takes float32 pixel_values, but normalize=inside is said of it"),
         ("too few names.onnx", None, "id2label must name the classes 0 to 4 of num_labels=5, got"),
         ("later.onnx", None, "format_version must be 1 in the metadata of .*later.onnx, got 2"),
         ("no json.onnx", None, "hf_segformer must be JSON in the metadata of .*no json.onnx"),
@@ -279,6 +281,8 @@ def refused(tmp_path_factory):
     }
     for name, changes in changed.items():
         write_onnx(folder / f"{name}.onnx", NETWORK, metadata=describe(NETWORK, **changes))
+    write_onnx(folder / "pixels.onnx", NETWORK, normalize="inside", metadata=describe(NETWORK))
+    write_onnx(folder / "floats.onnx", NETWORK, metadata=describe(NETWORK, normalize="inside"))
     write_onnx(folder / "no json.onnx", NETWORK, metadata="{")
     write_onnx(folder / "list.onnx", NETWORK, metadata="[1]")
     return folder

@@ -60,6 +60,9 @@ class ExportedModel(nn.Module):
             raise ValueError(
                 f"{path} gives logits of {classes} classes, but num_labels={self.config.num_labels} is said of it"
             )
+        if (program.dtype is np.uint8) != metadata.normalizes:
+            says = "inside" if metadata.normalizes else "outside"
+            raise ValueError(f"{path} takes {program.dtype.__name__} pixel_values, but normalize={says} is said of it")
         self.image_processor = _for_size(metadata.image_processor, program.shape[2:])
 
     def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput | LabelMaps:
