@@ -35,6 +35,7 @@ class FileMetadata:
         config: Configuration of the network; its stages are those of the published networks where the file is silent.
         image_processor: What prepares pictures for the network.
         size: (height, width) that the file was made for; None for any.
+        batch: Number of pictures that it was made for; None for any.
         dtype: Type of the input, as NumPy calls it.
     """
 
@@ -43,6 +44,7 @@ class FileMetadata:
     config: SegformerConfig
     image_processor: SegformerImageProcessor
     size: tuple[int, int] | None
+    batch: int | None
     dtype: str
 
 
@@ -96,6 +98,7 @@ def _checked(fields: dict[str, Any]) -> FileMetadata:
         config=SegformerConfig(id2label=outputs, palette=fields["palette"], **stages),
         image_processor=SegformerImageProcessor.from_dict(fields["preprocessor"]),
         size=size,
+        batch=fields.get("batch"),
         dtype=str(fields["input"]["dtype"]),
     )
 
@@ -120,4 +123,4 @@ def metadata_of_folder(path: Path) -> FileMetadata:
     if model_type != SegformerConfig.model_type:
         raise ValueError(f"model_type must be 'segformer' in {folder / 'config.json'}, got {short_repr(model_type)}")
     config, image_processor = SegformerConfig.from_pretrained(folder), load_processor(folder)
-    return FileMetadata(("logits",), False, config, image_processor, None, "float32")
+    return FileMetadata(("logits",), False, config, image_processor, None, None, "float32")

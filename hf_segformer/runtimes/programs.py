@@ -127,7 +127,7 @@ def open_with_torch(path: Path) -> Program:
             results = tree_leaves(module(torch.from_numpy(batch)))
         return {name: result.numpy() for name, result in zip(metadata.outputs, results, strict=True)}
 
-    shape = (None, metadata.config.num_channels, *(metadata.size or (None, None)))
+    shape = (metadata.batch, metadata.config.num_channels, *(metadata.size or (None, None)))
     return Program(run, metadata, shape, _dtype(path, metadata.dtype), dict.fromkeys(metadata.outputs, ()))
 
 
