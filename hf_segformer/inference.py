@@ -10,5 +10,16 @@ from .evaluation.inference import (
     segment,
     segment_inputs,
 )
+from .runtimes import ExportedModel, load_exported, load_segmenter
 
-__all__ = ["NetworkInputs", "Segmentation", "predict_label_map", "prepare_inputs", "segment", "segment_inputs"]
+__all__ = [
+    "ExportedModel",
+    "NetworkInputs",
+    "Segmentation",
+    "load_exported",
+    "load_segmenter",
+    "predict_label_map",
+    "prepare_inputs",
+    "segment",
+    "segment_inputs",
+]

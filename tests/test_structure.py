@@ -20,6 +20,7 @@ LAYERS = [
     ["processing"],
     ["image_processing_segformer"],
     ["hub_errors"],
+    ["runtimes"],
     ["data"],
     ["evaluation.metric_values"],
     ["visualization"],

@@ -284,7 +284,8 @@ def test_arguments_of_the_loss(arguments, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("model", "nvidia/segformer-b0", "model must be a SegformerForSemanticSegmentation, got str"),
+        ("model", "no/such/folder", "no/such/folder: it is no folder here, and no Hub id of a model"),
+        ("model", ["runs/mine"], "model must be a SegformerForSemanticSegmentation, got list"),
         ("model", torch.nn.Linear(2, 2), "model must be a SegformerForSemanticSegmentation, got Linear"),
         ("image_processor", None, "image_processor must be a SegformerImageProcessor of this package, got NoneType"),
         (

@@ -24,8 +24,8 @@ from ..evaluation.protocols import ProtocolArguments
 from ..evaluation.robustness import average_scores, chosen_corruptions, robustness_plot, robustness_table
 from ..evaluation.submission import prediction_names, save_submission_png
 from ..files import atomic_file
-from ..hub_errors import load_model, load_processor
 from ..reporting import REPORT_NAME, Report, worst_pictures, write_report
+from ..runtimes import ExportedModel, load_segmenter
 from ..texts import without_paths
 from ..training.launch import make_accelerator
 from ..visualization import confusion_matrix_plot, panel, per_class_bars, save_label_png
@@ -36,7 +36,13 @@ from .parser import Parser
 class EvaluateArguments(ProtocolArguments, DataArguments):
     """Command line of `evaluate`; every flag is a field."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model."})
+    model: str = field(metadata={"help": "Folder or Hub id of the model, or an exported file: .onnx, .xml or .pt2."})
+    runtime: str | None = field(
+        default=None,
+        metadata={
+            "help": "torch, onnx or openvino; the file's if left out. A folder's onnx/model.onnx is then taken."
+        },
+    )
     split: str = field(default="validation", metadata={"help": "validation or train."})
     output_dir: str | None = field(
         default=None,
@@ -113,8 +119,13 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
     with accelerator.main_process_first():
         data = args.load_data()
     args.check_data(data, accelerator=accelerator)
-    model = load_model(args.model).to(accelerator.device)
-    image_processor = load_processor(args.model)
+    model, image_processor = load_segmenter(args.model, args.runtime)
+    if isinstance(model, ExportedModel) and accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"mixed_precision must be no for the exported file {model.path}, which computes as it was exported, got "
+            f"{accelerator.mixed_precision}"
+        )
+    model = model.to(accelerator.device)
     check_classes(model, data)
 
     def matrix_of(**options: Any) -> ConfusionMatrix:

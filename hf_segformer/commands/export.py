@@ -14,6 +14,7 @@ from typing import Any
 
 from ..data import DataArguments, SegmentationData
 from ..export.exporting import export_model
+from ..export.layout import export_to_folder, is_folder
 from ..export.settings import FORMATS, OUTPUTS
 from .parser import Parser
 
@@ -67,7 +68,12 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
     """
     parser = Parser(ExportArguments, prog=prog, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", metavar="DIR", help="Folder or Hub id of the model.")
-    parser.add_argument("path", metavar="OUT", help="File to write: .onnx, .xml (OpenVINO) or .pt2 (torch-export).")
+    parser.add_argument(
+        "path",
+        metavar="OUT",
+        help="File to write: .onnx, .xml (OpenVINO) or .pt2 (torch-export); or a folder, DIR itself too, which gets "
+        "onnx/model.onnx as Transformers.js, optimum and `segformer push` expect it.",
+    )
     args, positional = parser.parse(arguments)
     if args.split not in ("validation", "train"):
         raise ValueError(f"split must be validation or train, got {args.split!r}")
@@ -76,4 +82,5 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
     options: dict[str, Any] = {name: getattr(args, name) for name in ("output", "normalize", "opset", "half")}
     options |= {"size": args.size and tuple(args.size), "overwrite": args.overwrite, "int8": args.int8}
     options |= {"data": args.load_chosen_data(), "split": args.split}
-    print(export_model(positional.source, positional.path, args.format, **options))
+    export = export_to_folder if is_folder(positional.path) else export_model
+    print(export(positional.source, positional.path, args.format, **options))

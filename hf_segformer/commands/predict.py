@@ -29,7 +29,7 @@ from ..evaluation.inference import NetworkInputs, Segmentation, inference_of, pr
 from ..evaluation.protocols import Protocol, ProtocolArguments
 from ..evaluation.submission import PICTURE_SUFFIXES, prediction_names, save_submission_png, submission_ids
 from ..files import atomic_file
-from ..hub_errors import load_model, load_processor
+from ..runtimes import ExportedModel, load_segmenter
 from ..visualization import overlay, palette_for, save_label_png
 from .parser import Parser
 
@@ -42,7 +42,13 @@ if TYPE_CHECKING:
 class PredictArguments(ProtocolArguments):
     """Command line of `predict`; every flag is a field."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model."})
+    model: str = field(metadata={"help": "Folder or Hub id of the model, or an exported file: .onnx, .xml or .pt2."})
+    runtime: str | None = field(
+        default=None,
+        metadata={
+            "help": "torch, onnx or openvino; the file's if left out. A folder's onnx/model.onnx is then taken."
+        },
+    )
     output_dir: str = field(metadata={"help": "Where labels/ and overlays/ go."})
     confidence: bool = field(
         default=False, metadata={"help": "Also write confidence/NAME.png: grey, 255 where the label is certain."}
@@ -53,8 +59,8 @@ class PredictArguments(ProtocolArguments):
     alpha: float = field(default=0.5, metadata={"help": "Opacity of the overlay, 0 to 1."})
     batch_size: int = field(default=1, metadata={"help": "Whole images of equal size per forward pass."})
     num_workers: int = field(default=2, metadata={"help": "Worker processes that read images."})
-    device: str = field(
-        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Torch device, such as cuda:1."}
+    device: str | None = field(
+        default=None, metadata={"help": "Torch device, such as cuda:1; exported files run on the CPU."}
     )
 
 
@@ -195,10 +201,12 @@ def main(arguments: Sequence[str], prog: str | None = None) -> int:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="Pictures, or folders searched for them.")
     args, positional = parser.parse(arguments)
-    protocol, images, device = args.load_protocol(), find_images(positional.images), usable_device(args.device)
-    model: Any = load_model(args.model)
+    protocol, images = args.load_protocol(), find_images(positional.images)
+    device = usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, image_processor = load_segmenter(args.model, args.runtime)
+    if args.device is not None and isinstance(model, ExportedModel) and device != model.device:
+        raise ValueError(f"device must be cpu for the exported file {model.path}, got {args.device!r}")
     model.to(device)
-    image_processor = load_processor(args.model)
     files = OutputFiles(args, list(images), model.config)
     todo = {name: path for name, path in images.items() if not all(out.exists() for out in files.paths(name).values())}
     workers = min(args.num_workers, len(todo) - 1) if len(todo) > 1 else 0

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from ..pretrained.input_checks import points_of, smallest_side
 from ..processing.image_inputs import check_flag, flat_images, shown_size
+from ..processing.resize import resize_nearest
+from ..runtimes.exported import ExportedModel, load_segmenter
 from ..scores.label_map import upsample_argmax
 from .protocols import Protocol, Size
 from .score_bands import OVERLAPS, Logits, ResizedScores, WindowedScores, label_bands
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from ..image_processing_segformer import SegformerImageProcessor
 
 _Model: TypeAlias = Any  # a SegformerForSemanticSegmentation, or what stands in for one
+_Source: TypeAlias = nn.Module | str | os.PathLike
+_Result = TypeVar("_Result")
 
 _HELD_LOGITS = 32  # network outputs of whole images that are held at a time: pictures times sizes, mirrored and not
 
@@ -45,8 +51,8 @@ class Segmentation(NamedTuple):
 
 @overload
 def segment(
-    model: nn.Module,
-    image_processor: SegformerImageProcessor,
+    model: _Source,
+    image_processor: SegformerImageProcessor | None,
     image: Image.Image | np.ndarray | torch.Tensor,
     protocol: Protocol | None = None,
     *,
@@ -58,8 +64,8 @@ def segment(
 
 @overload
 def segment(
-    model: nn.Module,
-    image_processor: SegformerImageProcessor,
+    model: _Source,
+    image_processor: SegformerImageProcessor | None,
     image: Image.Image | np.ndarray | torch.Tensor,
     protocol: Protocol | None = None,
     *,
@@ -70,8 +76,8 @@ def segment(
 
 
 def segment(
-    model: nn.Module,
-    image_processor: SegformerImageProcessor,
+    model: _Source,
+    image_processor: SegformerImageProcessor | None,
     image: Image.Image | np.ndarray | torch.Tensor,
     protocol: Protocol | None = None,
     *,
@@ -88,10 +94,12 @@ def segment(
     are padded at the bottom and the right with 0, the mean colour, and their logits cut accordingly.
 
     Args:
-        model: A `SegformerForSemanticSegmentation` on any device.
-        image_processor: Processor of the model.
+        model: A `SegformerForSemanticSegmentation` on any device, an `ExportedModel`, or where one of them lies: a
+            folder, Hub id or exported file (.onnx, .xml, .pt2). For many pictures load it once by `load_segmenter`.
+        image_processor: Processor of the model; None takes its own where it lies in a folder, repository or file.
         image: One picture, as the image processor takes them: PIL image, path, array or tensor.
-        protocol: How to resize, cut and augment (`Protocol.named`); None does what the image processor does.
+        protocol: How to resize, cut and augment (`Protocol.named`); None does what the image processor does. Files
+            that give label maps take whole pictures at one size.
         return_confidence: Also return the probability of each pixel's label.
         window_batch_size: Windows per forward pass; None takes 1 on a CPU and 8 elsewhere.
         overlap: How overlapping windows are merged: "mean" of their logits, as published, or "gaussian": weighted by
@@ -102,27 +110,29 @@ def segment(
         and float32 (H, W) in [0, 1].
 
     Raises:
-        ValueError: If an option is out of range, or the image none that the image processor takes.
+        ValueError: If an option is out of range, the image none that the image processor takes, or the model cannot be
+            loaded.
     """
     protocol = Protocol.named("processor") if protocol is None else protocol
-    _check_model(model)
+    network, image_processor = _loaded(model, image_processor)
+    _check_model(network)
     inputs = prepare_inputs(image_processor, image, protocol)
-    with inference_of(model):
-        (result,) = segment_inputs(model, [inputs], protocol, return_confidence, window_batch_size, overlap)
+    with inference_of(network):
+        (result,) = segment_inputs(network, [inputs], protocol, return_confidence, window_batch_size, overlap)
     labels = result.labels.cpu().numpy()
     return labels if result.confidence is None else (labels, result.confidence.cpu().numpy())
 
 
 def predict_label_map(
-    model: nn.Module,
-    image_processor: SegformerImageProcessor,
+    model: _Source,
+    image_processor: SegformerImageProcessor | None,
     image: Image.Image | np.ndarray | torch.Tensor,
 ) -> np.ndarray:
     """Segment one picture at its own size, as the model's image processor does; `segment` without options.
 
     Args:
-        model: A `SegformerForSemanticSegmentation` on any device.
-        image_processor: Processor of the model.
+        model: As in `segment`.
+        image_processor: As in `segment`.
         image: One picture, as the image processor takes them: PIL image, path, array or tensor.
 
     Returns:
@@ -174,8 +184,17 @@ def _planes_where_ambiguous(image: np.ndarray) -> np.ndarray:
     return image.transpose(2, 0, 1) if image.ndim == 3 and image.shape[0] == image.shape[2] else image
 
 
+def _loaded(model: _Source, image_processor: SegformerImageProcessor | None) -> tuple[Any, Any]:
+    own = getattr(model, "image_processor", None)
+    if isinstance(model, str | os.PathLike):
+        model, own = load_segmenter(model)
+    return model, own if image_processor is None else image_processor
+
+
 def _check_model(model: nn.Module) -> None:
     config = getattr(model, "config", None)
+    if isinstance(model, ExportedModel):
+        return
     if not isinstance(model, nn.Module) or not hasattr(config, "sr_ratios") or not hasattr(model, "decode_head"):
         raise ValueError(f"model must be a SegformerForSemanticSegmentation, got {type(model).__name__}")
 
@@ -205,7 +224,7 @@ def segment_inputs(
     Whole images of equal input size share a forward pass; windows do so within one row of windows.
 
     Args:
-        model: A `SegformerForSemanticSegmentation` on any device.
+        model: A `SegformerForSemanticSegmentation` on any device, or an `ExportedModel`.
         batch: What `prepare_inputs` returned, with the same protocol.
         protocol: How scores become a label map.
         return_confidence: Also return the probability of each pixel's label.
@@ -213,12 +232,14 @@ def segment_inputs(
         overlap: "mean" or "gaussian", see `segment`.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, or the protocol none for a file that gives label maps.
     """
     check_flag("return_confidence", return_confidence)
     together = _windows_together(model, window_batch_size)
     if not isinstance(overlap, str) or overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
+    if isinstance(model, ExportedModel) and model.gives_labels:
+        return _given_label_maps(model, batch, protocol, return_confidence)
     if protocol.crop_size is None:
         step = max(_HELD_LOGITS // (len(protocol.ratios) * len(protocol.flips)), 1)
         parts = [batch[start : start + step] for start in range(0, len(batch), step)]
@@ -265,15 +286,49 @@ def _segment_single(logits: Tensor, size: Size, return_confidence: bool) -> Segm
 
 
 def _whole_logits(model: _Model, pixel_values: list[Tensor], flip: bool) -> list[Tensor]:
-    """Logits (h, w, K) of whole images, those of one size together."""
+    """Logits (h, w, K) of whole images."""
+    return _by_size(pixel_values, lambda images: _forward(model, images, flip))
+
+
+def _by_size(pixel_values: list[Tensor], run: Callable[[Tensor], Iterable[_Result]]) -> list[_Result]:
+    """Results of whole images, those of one size together."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, values in enumerate(pixel_values):
         groups.setdefault(tuple(values.shape), []).append(index)
-    logits: dict[int, Tensor] = {}
+    results: dict[int, _Result] = {}
     for indices in groups.values():
         images = torch.stack([pixel_values[index] for index in indices])
-        logits |= dict(zip(indices, _forward(model, images, flip), strict=True))
-    return [logits[index] for index in range(len(pixel_values))]
+        results |= dict(zip(indices, run(images), strict=True))
+    return [results[index] for index in range(len(pixel_values))]
+
+
+def _given_label_maps(
+    model: ExportedModel, batch: Sequence[NetworkInputs], protocol: Protocol, return_confidence: bool
+) -> list[Segmentation]:
+    """What a file with label maps gives for the network inputs, at the pictures' sizes by the nearest pixel."""
+    if protocol.crop_size is not None or protocol.tta != "none":
+        raise ValueError(
+            f"protocol must take whole pictures at a single size with {model.path}, which gives label maps, got "
+            f"{protocol.describe()}; a file exported with output logits takes any"
+        )
+    if return_confidence and not model.gives_confidence:
+        raise ValueError(f"{model.path} gives no confidence: export with output labels+confidence or logits")
+    maps = _by_size([inputs.pixel_values[0] for inputs in batch], functools.partial(_label_maps, model))
+    dtype = torch.uint8 if model.config.num_labels <= 256 else torch.int32
+    results = []
+    for inputs, (labels, confidence) in zip(batch, maps, strict=True):
+        height, width = inputs.valid_sizes[0]
+        labels = resize_nearest(labels[:height, :width], inputs.picture_size).to(dtype)
+        if return_confidence:
+            confidence = resize_nearest(confidence[:height, :width], inputs.picture_size)
+        results.append(Segmentation(labels, confidence if return_confidence else None))
+    return results
+
+
+def _label_maps(model: ExportedModel, images: Tensor) -> list[tuple[Tensor, Any]]:
+    """Labels and confidences (H, W) of network inputs (B, C, H, W)."""
+    labels, confidence = model(_padded(images, smallest_side(model.config)))
+    return list(zip(labels, [None] * len(labels) if confidence is None else confidence, strict=True))
 
 
 def _forward(model: _Model, images: Tensor, flip: bool) -> Tensor:

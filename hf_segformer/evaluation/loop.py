@@ -111,8 +111,8 @@ def evaluate(
     number of processes.
 
     Args:
-        model: Unwrapped segmentation model, on the accelerator's device. Its training mode is restored afterwards; its
-            buffers become those of the main process.
+        model: Unwrapped segmentation model, on the accelerator's device, or an `ExportedModel`. Its training mode is
+            restored afterwards; its buffers become those of the main process.
         image_processor: Processor of the model.
         data: Data set with the model's classes.
         accelerator: Gives device, precision and processes. Every process must make this call.
@@ -201,6 +201,8 @@ class _FiniteScores:
         self._hook.remove()
 
     def _add(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
+        if not hasattr(outputs, "logits"):  # an exported file that gives label maps
+            return
         total = outputs.logits.sum(dtype=torch.float32)
         self._total = total if self._total is None else self._total + 0 * total  # 0, or NaN for good
 

@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 from .. import __version__
+from ..runtimes.metadata import FORMAT_VERSION, METADATA_KEY, NETWORK_FIELDS
 from ..visualization import palette_for
 from .settings import MOST_CLASSES, Settings, is_multi_label
 
-KEY = "hf_segformer"
-FORMAT_VERSION = 1
+KEY = METADATA_KEY
 
 
 def describe(config: Any, image_processor: Any, settings: Settings) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def describe(config: Any, image_processor: Any, settings: Settings) -> dict[str,
         "image_std": preprocessor.get("image_std"),
         "preprocessor": preprocessor,
         "size": list(settings.size) if settings.size else None,
+        "network": {name: getattr(config, name) for name in NETWORK_FIELDS},
         "input": {
             "name": "pixel_values",
             "dtype": "uint8" if settings.normalize == "inside" else "float32",

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..configuration_segformer import SegformerConfig
-from ..texts import code_span, fenced, markdown_text, one_line, public_path, table_row, without_paths
+from ..texts import TEXT_LIMIT, code_span, fenced, markdown_text, one_line, public_path, table_row, without_paths
 
 _METRIC_NAMES = {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}
 _CALLS = {
@@ -36,6 +36,7 @@ outputs = model(**image_processor(Image.open("image.jpg").convert("RGB"), return
 print(outputs.last_hidden_state.shape)""",
 }
 _CALLS["SegformerBackbone"] = _CALLS["SegformerModel"]
+_ORIGIN = "[SegFormer](https://arxiv.org/abs/2105.15203), for the classes of `transformers`."
 # Around the example, so that it can be found again.
 _MARKS = "<!-- use -->", "<!-- /use -->"
 
@@ -88,56 +89,83 @@ def model_card(
     values = {name: metrics[name] for name in _METRIC_NAMES if metrics and _is_number(metrics.get(name))}
     if values and not dataset:
         raise ValueError("dataset must name the data set of the metrics, got None: metrics without one say nothing")
-    dataset = None if dataset is None else _shown(dataset)
-    protocol = None if protocol is None else _shown(protocol)
-    split = None if split is None else _shown(split)
-    title = f"SegFormer on {dataset}" if dataset else "SegFormer"
-    task = "image-classification" if _head(config) == "SegformerForImageClassification" else "image-segmentation"
-    results = [
-        EvalResult(
-            task,
-            one_line(dataset_id or dataset or ""),
-            dataset or "",
-            name,
-            value,
-            metric_name=_METRIC_NAMES[name],
-            dataset_split=split,
-            metric_args={"protocol": protocol} if protocol else None,
-        )
-        for name, value in values.items()
-    ]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=task if _head(config).startswith("SegformerFor") else "image-feature-extraction",
-        tags=["segformer", "vision"] + (["semantic-segmentation"] if task == "image-segmentation" else []),
-        model_name=title,
-        eval_results=results or None,
-        license=license and one_line(license),
-        license_name=license_name and one_line(license_name),
-        license_link=license_link and one_line(license_link, 2000),
-        datasets=[one_line(dataset_id)] if dataset_id else None,
-        base_model=base_model and _shown(base_model),
-    )
-    sections = [f"---\n{data.to_yaml()}\n---", f"# SegFormer on {markdown_text(dataset)}" if dataset else f"# {title}"]
-    sections.append("[SegFormer](https://arxiv.org/abs/2105.15203), for the classes of `transformers`.")
+    dataset, base_model, where = _shown(dataset), _shown(base_model), (_shown(split), _shown(protocol))
+    results = _results(values, _task(config), dataset, dataset_id, *where)
+    licence = {"license": license, "license_name": license_name, "license_link": license_link}
+    data = _metadata(config, dataset, dataset_id, base_model, results, licence)
+    heading = f"# SegFormer on {markdown_text(dataset)}" if dataset else "# SegFormer"
+    sections = [f"---\n{data.to_yaml()}\n---", heading, _ORIGIN]
     if picture:
         sections.append(f"![image and prediction]({quote(picture, errors='surrogateescape')})")
     sections += ["## Use", _use_section(model, config, with_code)]
-    if values:
-        sections.append(f"## Results on the {markdown_text(split)} split")
-        sections.append(
-            _table(("metric", "%"), [(_METRIC_NAMES[name], f"{100 * v:.2f}") for name, v in values.items()])
-        )
-        sections += [f"Protocol: {markdown_text(protocol)}."] if protocol else []
-        sections += [fenced(class_table)] if class_table else []
-    if training:
-        settings = [(code_span(name), markdown_text(without_paths(value))) for name, value in training.items()]
-        sections += ["## Training", _table(("setting", "value"), settings)]
+    sections += _results_section(values, *where, class_table) + _training_section(training)
     return "\n\n".join(sections) + "\n"
 
 
-def _shown(text: str) -> str:
-    return one_line(public_path(text))
+def _task(config: SegformerConfig | None) -> str:
+    return "image-classification" if _head(config) == "SegformerForImageClassification" else "image-segmentation"
+
+
+def _results(
+    values: dict[str, float],
+    task: str,
+    dataset: str | None,
+    dataset_id: str | None,
+    split: str | None,
+    protocol: str | None,
+) -> list[EvalResult]:
+    metric_args = {"protocol": protocol} if protocol else None
+    where = (task, one_line(dataset_id or dataset or ""), dataset or "")
+    return [
+        EvalResult(*where, name, value, metric_name=_METRIC_NAMES[name], dataset_split=split, metric_args=metric_args)
+        for name, value in values.items()
+    ]
+
+
+def _metadata(
+    config: SegformerConfig | None,
+    dataset: str | None,
+    dataset_id: str | None,
+    base_model: str | None,
+    results: list[EvalResult],
+    licence: dict[str, str | None],
+) -> ModelCardData:
+    task, limits = _task(config), {"license_link": 2000}
+    terms: dict[str, Any] = {
+        name: text and one_line(text, limits.get(name, TEXT_LIMIT)) for name, text in licence.items()
+    }
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task if _head(config).startswith("SegformerFor") else "image-feature-extraction",
+        tags=["segformer", "vision"] + (["semantic-segmentation"] if task == "image-segmentation" else []),
+        model_name=f"SegFormer on {dataset}" if dataset else "SegFormer",
+        eval_results=results or None,
+        datasets=[one_line(dataset_id)] if dataset_id else None,
+        base_model=base_model,
+        **terms,
+    )
+
+
+def _results_section(
+    values: dict[str, float], split: str | None, protocol: str | None, class_table: str | None
+) -> list[str]:
+    if not values:
+        return []
+    rows = [(_METRIC_NAMES[name], f"{100 * value:.2f}") for name, value in values.items()]
+    sections = [f"## Results on the {markdown_text(split)} split", _table(("metric", "%"), rows)]
+    sections += [f"Protocol: {markdown_text(protocol)}."] if protocol else []
+    return sections + ([fenced(class_table)] if class_table else [])
+
+
+def _training_section(training: dict[str, Any] | None) -> list[str]:
+    if not training:
+        return []
+    settings = [(code_span(name), markdown_text(without_paths(value))) for name, value in training.items()]
+    return ["## Training", _table(("setting", "value"), settings)]
+
+
+def _shown(text: str | None) -> str | None:
+    return None if text is None else one_line(public_path(text))
 
 
 def _is_number(value: Any) -> bool:

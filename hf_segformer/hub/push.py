@@ -14,14 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-from urllib.parse import unquote
 
 import torch
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    ModelCard,
     constants,
     get_session,
 )
@@ -32,10 +30,12 @@ from safetensors import SafetensorError, safe_open
 
 from .. import modeling_segformer
 from ..configuration_segformer import SegformerConfig
-from ..json_files import read_json, read_text
-from ..texts import listed, short_repr, without_code
+from ..json_files import read_json
+from ..texts import listed, short_repr
 from .code import flat_code
+from .folder_card import checked_card, folder_license
 from .model_card import model_card, replace_example
+from .onnx_files import check_onnx_file
 
 try:
     import httpx2 as httpx
@@ -58,7 +58,8 @@ _AUTO_CLASSES = {
 # Everything else (saved states, logs, optimizer and pickle files, hidden and temporary files) stays at home.
 _PUSHED = (
     *("*.json", "*.safetensors", "*.md", "*.txt", "*.png", "*.jpg", "*.jpeg", "LICENSE*", "NOTICE*"),
-    *("overlays/*.png", "overlays/*.jpg", "overlays/*.jpeg", "onnx/*.onnx"),
+    *("overlays/*.png", "overlays/*.jpg", "overlays/*.jpeg"),
+    *("onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data"),  # the last two hold weights of files in several parts
 )
 _KEPT_HOME = {"trainer_state.json", "trackers.json"}
 # Weights that `from_pretrained` could take instead of the pushed ones.
@@ -190,60 +191,17 @@ def _with_auto_maps(contents: dict[str, Path | bytes], with_code: bool) -> dict[
     return contents
 
 
-def folder_license(folder: str | os.PathLike) -> str | None:
-    """Licence that the model card of a folder states.
-
-    Args:
-        folder: Model folder.
-
-    Returns:
-        Identifier, or None where the card or its licence is missing or "unknown".
-
-    Raises:
-        ValueError: The metadata in README.md cannot be read.
-    """
-    data: Any = _read_card(Path(folder) / "README.md").data
-    license = data.license
-    return None if license == "unknown" else license
-
-
-def _read_card(path: Path) -> ModelCard:
-    text = read_text(path) if path.exists() else ""
-    try:
-        return ModelCard(text)
-    except Exception as error:  # YAML errors and huggingface_hub's own share no base class
-        raise ValueError(f"the metadata of {path} cannot be read: {error}") from error
-
-
-def _new_card(folder: Path, contents: dict[str, Path | bytes], repo_id: str, **options: Any) -> ModelCard:
-    """Card of a folder without README.md, from the other files that training and evaluation leave there."""
-    metrics_file, table_file = folder / "metrics.json", folder / "per_class_iou.txt"
-    return ModelCard(
-        model_card(
-            repo_id,
-            metrics=read_json(metrics_file) if metrics_file.exists() else None,
-            class_table=read_text(table_file).rstrip() if table_file.exists() else None,
-            picture=next((name for name in sorted(contents) if name.startswith("overlays/")), None),
-            **options,
-        )
-    )
-
-
-def _state_license(card: ModelCard, path: Path, fields: dict[str, str | None]) -> None:
-    data: Any = card.data
-    for name, value in fields.items():
-        if value is not None:
-            data[name] = value
-    if data.license in (None, "unknown"):
-        raise ValueError(f"license of the weights is unknown: state it in {path}, or pass license (--license)")
-    if data.license == "other" and not (data.license_name or data.license_link):
-        raise ValueError(f"license 'other' needs license_name or license_link, in {path} or as arguments")
-
-
-def _check_pictures(card: str, path: Path, contents: dict[str, Path | bytes]) -> None:
-    for shown in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", without_code(card)):
-        if "://" not in shown and {shown.removeprefix("./"), unquote(shown).removeprefix("./")}.isdisjoint(contents):
-            raise ValueError(f"{path} shows {shown}, which is not among the files to push")
+def _contents(folder: Path, config: SegformerConfig, image: str | os.PathLike | None) -> dict[str, Path | bytes]:
+    """Files to push by name, with the overlay of a picture if one is given."""
+    contents: dict[str, Path | bytes] = {**_find_files(folder)}
+    for name in contents:
+        if name.endswith(".onnx"):
+            check_onnx_file(folder / name, config)
+    if image is not None:
+        if (folder / "README.md").exists() or config.architectures != ["SegformerForSemanticSegmentation"]:
+            raise ValueError(f"image is for segmentation models without README.md, got {image} for {folder}")
+        contents["overlays/example.png"] = _draw_overlay(folder, image)
+    return contents
 
 
 def _find_files(folder: Path) -> dict[str, Path]:
@@ -294,12 +252,11 @@ def push_folder(
 ) -> CommitInfo:
     """Push a model folder to the Hub as one commit.
 
-    Weights, configuration, processor, model card, metrics and pictures are pushed; saved states, logs, pickles and
-    temporary files are not. Weights in the repository that the folder does not have are deleted in the same commit, so
-    that `from_pretrained` cannot find them first. The folder is checked before anything is sent, and is not changed.
-    Failures that may pass (429, 5xx, a lost connection) are tried again for a bounded time. Where the upload through
-    Xet fails, it is done through LFS; the client of Xet takes some minutes to give up a store that does not answer,
-    which HF_HUB_DISABLE_XET=1 saves.
+    Weights, configuration, processor, model card, metrics, pictures and onnx/ are pushed; saved states, logs, pickles
+    and temporary files are not. Weights that only the repository has are deleted in the same commit, so that
+    `from_pretrained` cannot find them first. The folder is checked before anything is sent, and not changed.
+    Failures that may pass (429, 5xx, a lost connection) are tried again for a bounded time. Where Xet fails, LFS is
+    taken; Xet's client takes minutes to give up a store that does not answer, which HF_HUB_DISABLE_XET=1 saves.
 
     Args:
         folder: Model folder, see `check_folder`.
@@ -325,28 +282,16 @@ def push_folder(
         PushError: The Hub refused, or did not answer.
     """
     validate_repo_id(repo_id)
-    folder = Path(folder)
-    config, readme = check_folder(folder), folder / "README.md"
-    contents: dict[str, Path | bytes] = {**_find_files(folder)}
-    if image is not None:
-        if readme.exists() or config.architectures != ["SegformerForSemanticSegmentation"]:
-            raise ValueError(f"image is for segmentation models without README.md, got {image} for {folder}")
-        contents["overlays/example.png"] = _draw_overlay(folder, image)
-    if readme.exists():
-        card = _read_card(readme)
-    else:
-        card = _new_card(folder, contents, repo_id, dataset=dataset, config=config)
-    _state_license(card, readme, {"license": license, "license_name": license_name, "license_link": license_link})
-    _check_pictures(card.text, readme, contents)
-    contents = _with_auto_maps(contents, with_code)
-    api = HfApi(token=token)
+    folder, api = Path(folder), HfApi(token=token)
+    config = check_folder(folder)
+    contents = _contents(folder, config, image)
+    licence = {"license": license, "license_name": license_name, "license_link": license_link}
+    card = checked_card(folder, contents, repo_id, dataset, config, licence)
     with _explained(repo_id):
-        if "/" not in repo_id:
-            repo_id = f"{_retried(api.whoami)['name']}/{repo_id}"
+        repo_id = repo_id if "/" in repo_id else f"{_retried(api.whoami)['name']}/{repo_id}"
         text = replace_example(str(card), repo_id, config, with_code)
-        _validate_card(api, text)
-        _prepare_repository(api, repo_id, private, None if create_pr else revision)
-        contents["README.md"] = text.encode()
+        contents = _with_auto_maps(contents, with_code) | {"README.md": text.encode()}
+        _prepare_repository(api, repo_id, text, private, None if create_pr else revision)
         return _commit(api, repo_id, contents, revision, create_pr, commit_message, parent_commit)
 
 
@@ -364,7 +309,8 @@ def _validate_card(api: HfApi, card: str) -> None:
     _retried(post)
 
 
-def _prepare_repository(api: HfApi, repo_id: str, private: bool, branch: str | None) -> None:
+def _prepare_repository(api: HfApi, repo_id: str, card: str, private: bool, branch: str | None) -> None:
+    _validate_card(api, card)
     # `private` left out is the account's default.
     _retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
     if private and not _retried(lambda: api.model_info(repo_id)).private:
