@@ -352,3 +352,14 @@ def test_miou_by_the_command(output, network, tmp_path):
     assert 0 < report["mean_iou"]["before"] < 1
     assert report["mean_iou"]["after"] == pytest.approx(report["mean_iou"]["before"], abs=1e-6)
     assert report["pictures"] == "validation of scenes"
+
+
+@pytest.mark.long
+def test_benchmark_of_exports(network, tmp_path, capsys):
+    network().save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--size", "64", "--exports", "--pairs", "1"]
+    assert cli.main(["benchmark", *words, "--competitors", "onnxruntime"]) == 0
+    table = capsys.readouterr().out.partition("Exported files")[2]
+    for file in ("transformers, logits", "ours, logits", "ours, labels", "ours, labels+confidence"):
+        assert f"| ONNX Runtime | {file} |" in table
+    assert "| OpenVINO | not installed |" in table

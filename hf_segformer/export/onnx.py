@@ -42,7 +42,7 @@ def build(
         pixel_values = _normalized(graph, metadata["preprocessor"])
     logits = NetworkWriter(weights, graph, form).logits(pixel_values)
     config = weights.config
-    sides = settings.size or ("height", "width")
+    sides: tuple[int | str, ...] = settings.size or ("height", "width")
     kind = TensorProto.UINT8 if settings.normalize == "inside" else TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info("pixel_values", kind, ["batch", config.num_channels, *sides])]
     if settings.output == "logits":
@@ -51,7 +51,9 @@ def build(
         else:
             graph.add("Identity", logits, name="logits")
         points = ["logits_height", "logits_width"]
-        shapes = {"logits": (TensorProto.FLOAT, ["batch", config.num_labels, *points])}
+        shapes: dict[str, tuple[int, list[int | str]]] = {
+            "logits": (TensorProto.FLOAT, ["batch", config.num_labels, *points])
+        }
     else:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(label_type(config.num_labels)))
         shapes = {"labels": (kind, ["batch", *sides])}

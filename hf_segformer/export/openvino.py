@@ -18,8 +18,8 @@ from .metadata import KEY
 from .onnx_network import Form
 from .settings import Settings
 
-# OpenVINO 2026.4 computes attention whose softmax is joined with its products wrongly for all later sizes once a picture
-# had a single reduced token (both sides below 64 pixels).
+# OpenVINO 2026.4 computes attention whose softmax is joined with its products wrongly for all later sizes once a
+# picture had a single reduced token (both sides below 64 pixels).
 FORM = Form(classes_last=False, convolutions=True, attention_apart=True)
 
 

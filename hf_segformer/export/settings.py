@@ -108,7 +108,7 @@ class Settings:
             return
         if self.format == "openvino":
             raise ValueError(
-                f"size must be left out with format openvino, whose version 2026.4 crashes on some networks of a fixed "
+                "size must be left out with format openvino, whose version 2026.4 crashes on some networks of a fixed "
                 f"size; got {self.size}"
             )
         smallest = smallest_side(config)
