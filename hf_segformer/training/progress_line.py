@@ -20,7 +20,6 @@ from ..texts import one_line
 if TYPE_CHECKING:
     from .state import Progress
 
-LOG_NAME = "train.log"
 _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 

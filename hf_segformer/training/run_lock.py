@@ -26,6 +26,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCK_NAME = ".lock"
+LOG_NAME = "train.log"
 # Beyond the text: Windows lets nobody read the bytes that are locked.
 _LOCKED_BYTE = 1 << 30
 _HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
@@ -128,8 +129,8 @@ class RunLock:
 
 
 def is_occupied(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds more than a lock."""
-    return any(entry.name != LOCK_NAME for entry in os.scandir(os.fspath(folder)))
+    """Whether a folder holds more than a lock, and the log of a run that left nothing else."""
+    return any(entry.name not in (LOCK_NAME, LOG_NAME) for entry in os.scandir(os.fspath(folder)))
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.pictures import ShownPicture, shown_pictures, tracked_pictures
 from ..evaluation.protocols import Protocol
 from ..reporting.versions import versions
-from .progress_line import LOG_NAME, ProgressLine
+from .progress_line import ProgressLine
+from .run_lock import LOG_NAME
 from .trackers import Trackers, tracked_scores
 
 if TYPE_CHECKING:
