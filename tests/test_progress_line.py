@@ -103,6 +103,22 @@ def test_the_log_of_a_run_that_was_stopped(words, tmp_path, monkeypatch, capsys)
     assert "best" in last and "at 3" in last, "the evaluation before the stop counts"
 
 
+def test_a_run_that_left_only_its_log_can_be_started_again(words, tmp_path, monkeypatch):
+    from hf_segformer.training.run import Run
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError):
+        patch.setattr(Run, "take_step", lambda run, batches: (_ for _ in ()).throw(FloatingPointError("diverged")))
+        train(words, monkeypatch, "--output_dir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
+    train(words, monkeypatch, "--output_dir", tmp_path, "--max_steps", 1)
+    texts = [line[20:] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert [text.partition(" ")[0].rstrip(":") for text in texts if re.match("st(art|opp)ed|finished", text)] == [
+        *("started", "stopped", "started", "finished")
+    ]
+    with pytest.raises(ValueError, match="output_dir must be new or empty"):
+        train(words, monkeypatch, "--output_dir", tmp_path, "--max_steps", 1)
+
+
 def test_a_run_that_cannot_start_leaves_no_log(words, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="missing"):
         train(words, monkeypatch, "--output_dir", tmp_path / "out", "--data_root", tmp_path / "missing")
