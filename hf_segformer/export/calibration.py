@@ -13,8 +13,9 @@ import numpy as np
 
 from ..data import SegmentationData, undecoded
 from ..data.files import LeftOut, find_pictures, shown
-from ..data.formats import FORMATS, recognise_published
+from ..data.formats import FORMATS
 from ..data.loading import load_any, load_dataset
+from ..data.published import recognise_published
 from ..data.segmentation_data import MissingSplit, open_picture
 from ..data.source import IMAGE_SUFFIXES, Source
 from ..evaluation.loop import check_classes
