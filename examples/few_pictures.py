@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
         folder = args.output_dir / "-".join([*words, f"seed_{seed}"])
         if not (folder / "metrics.json").exists():
             COMMANDS["train"].main(["--data", str(data), "--seed", str(seed), "--output_dir", str(folder), *flags])
-        scores.append(100 * json.loads((folder / "metrics.json").read_text())["mean_iou"])
+        scores.append(100 * json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["mean_iou"])
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     shown = ", ".join(f"{score:.2f}" for score in scores)
     print(f"{args.half} {' '.join(flags)}: mIoU {statistics.mean(scores):.2f} +- {spread:.2f} ({shown})")

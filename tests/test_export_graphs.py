@@ -316,7 +316,7 @@ def test_sharded_fake_weights_are_not_plain():
 
 @HEADS
 @pytest.mark.parametrize("enabled", [True, False], ids=["on", "off"])
-@pytest.mark.parametrize("kind", ["export", "export strict", "trace", "compile"])
+@pytest.mark.parametrize("kind", ["export", "export strict", "trace", pytest.param("compile", marks=pytest.mark.long)])
 def test_weights_loaded_afterwards_take_effect(kind, enabled, conv_width, tiny_config, randomize):
     model, pixel_values = make_plain(tiny_config, randomize, conv_width), torch.randn(SHAPE)
     other = randomize(make_plain(tiny_config, randomize, conv_width), seed=1)

@@ -173,7 +173,7 @@ accelerator.end_training()
 """
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])  # neither divides the 7 maps
+@pytest.mark.parametrize("num_processes", [pytest.param(2, marks=pytest.mark.long), 3])  # neither divides the 7 maps
 def test_several_processes_give_the_identical_result(num_processes, tmp_path):
     rng = np.random.default_rng(0)
     labels = [rng.choice([*range(6), 255], (3 + i, 20 - i)) for i in range(7)]

@@ -107,6 +107,7 @@ def test_the_accumulation_that_accelerate_was_told(run, tmp_path, monkeypatch, c
         run("--max_steps", 2, "--output_dir", tmp_path / "other")
 
 
+@pytest.mark.long
 def test_compiler_and_threads_that_accelerate_was_told(run, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -148,12 +149,17 @@ def test_processes_that_do_not_know_of_each_other_are_refused(variable, tmp_path
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        (
+        pytest.param(
             None,
             "WORLD_SIZE says 2 processes, but accelerate runs 1 here, so that each would take itself for the only one",
+            marks=pytest.mark.long,
         ),
         ("FSDP", "WORLD_SIZE says 2 processes, but accelerate runs 1 here, .*; FSDP, which was asked for, needs GPUs"),
-        ("DEEPSPEED", "accelerate cannot do what its configuration asks for: DeepSpeed is not installed"),
+        pytest.param(
+            "DEEPSPEED",
+            "accelerate cannot do what its configuration asks for: DeepSpeed is not installed",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_two_processes_where_there_are_no_gpus(plugin, message, tmp_path):
@@ -357,6 +363,7 @@ def test_a_run_resumes_from_the_newest_state_that_is_whole(run, tmp_path, capsys
     assert are_equal(before, weights_of(damaged))
 
 
+@pytest.mark.long
 def test_two_runs_started_together_take_two_folders(folder, start, tmp_path):
     data = ["--dataset", "folder", "--data_root", folder, "--max_steps", 1, *SMALL, *smaller(start)]
     command = [sys.executable, EXAMPLES / "train.py", *map(str, data)]

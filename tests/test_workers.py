@@ -90,7 +90,7 @@ def assert_same(one, other):
             assert left == right
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.long)])
 def test_samples_of_every_kind_from_workers_that_inherit_nothing(data, method):
     (noise,) = chosen_corruptions("gaussian_noise", "2")
     (frost,) = chosen_corruptions("frost", "1")
@@ -140,6 +140,7 @@ def run_script(tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_prediction_with_spawned_workers(tmp_path, run_script, tiny_config, randomize):
     model, image_processor = (
         lively_model(tiny_config(), randomize),

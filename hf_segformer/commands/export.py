@@ -25,7 +25,7 @@ class ExportArguments(DataArguments):
 
     format: str = field(default="onnx", metadata={"help": f"{', '.join(FORMATS)}."})
     data_format: str | None = field(
-        default=None, metadata={"help": "data: its format (labelme, coco, ...); found out if left out."}
+        default=None, metadata={"help": "data: its format, as for train --format; found out if left out."}
     )
     dataset: str = field(
         default="",
