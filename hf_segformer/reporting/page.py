@@ -48,6 +48,7 @@ class Report:
         worst: The pictures with the lowest scores, or their files, with a caption each.
         pictures: Other ones.
         bad_samples: Samples that were passed over, each with its `reason`.
+        left_out: Pictures that are in no split for what is wrong with them: `annotation` and `reason` of each.
         settings: By their names.
         command_line: Words.
     """
@@ -61,6 +62,7 @@ class Report:
     worst: Iterable[tuple[str, Picture]] = ()
     pictures: Iterable[tuple[str, Picture]] = ()
     bad_samples: Sequence[Mapping[str, Any]] = ()
+    left_out: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     command_line: Sequence[str] = ()
 
@@ -87,6 +89,7 @@ def write_report(report: Report, path: str | os.PathLike) -> None:
         ("Worst pictures", _figures(report.worst)),
         ("Pictures", _figures(report.pictures)),
         ("Bad samples", _bad_samples(report.bad_samples)),
+        ("Left out", _left_out(report.left_out)),
         ("Settings", pairs(report.settings.items()) if report.settings else ""),
         ("Command line", f"<pre>{plain(shlex.join(report.command_line), 4000)}</pre>" if report.command_line else ""),
         ("Versions", pairs(versions().items())),
@@ -214,11 +217,21 @@ def _figures(pictures: Iterable[tuple[str, Picture]]) -> str:
 
 def _bad_samples(bad_samples: Sequence[Mapping[str, Any]]) -> str:
     reasons = list(dict.fromkeys(str(sample.get("reason", sample)) for sample in bad_samples))
+    return _reasons(f"{len(reasons):,} passed over, and others taken in their place.", reasons)
+
+
+def _left_out(left_out: Sequence[Mapping[str, Any]]) -> str:
+    reasons = [f"{fault['annotation']}: {fault['reason']}" for fault in left_out]
+    head = f"{len(reasons):,} wrong annotations; their pictures are in no split."
+    return _reasons("1 wrong annotation; its picture is in no split." if len(reasons) == 1 else head, reasons)
+
+
+def _reasons(head: str, reasons: Sequence[str]) -> str:
     if not reasons:
         return ""
     items = "".join(f"<li>{plain(reason, 400)}</li>" for reason in reasons[:_MOST_BAD_SAMPLES])
     more = f" The first {_MOST_BAD_SAMPLES}:" if len(reasons) > _MOST_BAD_SAMPLES else ""
-    return f"<p>{len(reasons):,} passed over, and others taken in their place.{more}</p><ul>{items}</ul>"
+    return f"<p>{head}{more}</p><ul>{items}</ul>"
 
 
 def worst_pictures(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, Path]]:

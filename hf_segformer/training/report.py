@@ -41,6 +41,12 @@ def run_report(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], pictu
         worst=worst_pictures(metrics, run.folder),
         pictures=[(Path(name).stem, run.folder / name) for name in pictures],
         bad_samples=without_paths(progress.bad_samples, **private),
+        left_out=without_paths(left_out(run), **private),
         settings=without_paths(settings, **private),
         command_line=without_paths(list(run.command_line), **private),
     )
+
+
+def left_out(run: Run) -> list[dict[str, str]]:
+    """`annotation` and `reason` of the pictures that are in no split of the run's data set."""
+    return [fault.within(run.args.data or "") for fault in run.data.left_out]
