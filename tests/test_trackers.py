@@ -113,11 +113,11 @@ def test_what_is_left_of_a_run_that_saved_nothing(words, tmp_path, monkeypatch):
     with kept_process(), monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Run, "take_step", stops)
         COMMANDS["train"].main(words)
-    with kept_process(), pytest.raises(ValueError, match="must be new or empty.*no saved state.*empty it, or choose"):
+    with kept_process(), pytest.raises(ValueError, match=r"must be new or empty.*no saved state.*empty it, or choose"):
         COMMANDS["train"].main(words)
-    with kept_process(), pytest.raises(ValueError, match="no saved state.* without --resume, in a new or empty fold"):
+    with kept_process(), pytest.raises(ValueError, match=r"no saved state.* without --resume, in a new or empty fold"):
         COMMANDS["train"].main([*words, "--resume"])
-    with kept_process(), pytest.raises(ValueError, match="no saved state to resume; start the run without --resume$"):
+    with kept_process(), pytest.raises(ValueError, match=r"no saved state to resume; start the run without --resume$"):
         COMMANDS["train"].main([*words, "--resume", "--output_dir", str(tmp_path / "other")])
 
 
