@@ -30,6 +30,7 @@ REPORT_NAME = "report.html"
 _MOST_ROWS = 1000  # classes in the table
 _MOST_BAD_SAMPLES = 100
 _OWN_COLUMNS = ("per_category_iou", "per_category_accuracy", "per_category_dice")
+_COUNTS = {"step": "steps to these weights", "steps_taken": "steps taken", "images": "pictures", "seconds": "seconds"}
 Picture = Image.Image | str | os.PathLike
 
 
@@ -39,8 +40,8 @@ class Report:
 
     Args:
         title: Heading.
-        metrics: What `ConfusionMatrix.compute` returned and more: `step`, `images`, `seconds`, and `base_lines`, each
-            by its name with its `mean_iou`, and its `class` if it is always the same.
+        metrics: What `ConfusionMatrix.compute` returned and more: `step`, `steps_taken`, `images`, `seconds`, and
+            `base_lines`, each by its name with its `mean_iou`, and its `class` if it is always the same.
         matrix: The evaluation.
         class_names: K names.
         palette: (K, 3) RGB in 0..255.
@@ -121,11 +122,7 @@ def _header(report: Report) -> str:
         )
         if is_number(metrics.get(key))
     ]
-    tiles += [
-        (f"{metrics[key]:,}", label)
-        for key, label in (("step", "steps"), ("images", "pictures"), ("seconds", "seconds"))
-        if is_number(metrics.get(key))
-    ]
+    tiles += [(f"{metrics[key]:,}", label) for key, label in _COUNTS.items() if is_number(metrics.get(key))]
     shown = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
     written = f"hf_segformer, {time.strftime('%Y-%m-%d %H:%M')}"
     return f'<h1>{plain(report.title)}</h1><p class="muted">{written}</p><div class="tiles">{shown}</div>'

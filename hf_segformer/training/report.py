@@ -32,7 +32,7 @@ def run_report(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], pictu
     settings |= {name: value for name, value in further.items() if name != "bad_samples"}
     private = {"folders": [args.data_root, args.data, args.output_dir]}
     return Report(
-        title=f"{Path(args.output_dir or '.').name}: SegFormer-{run.recipe.variant.upper()} on {data.name}",
+        title=f"{run.folder.resolve().name}: SegFormer-{run.recipe.variant.upper()} on {data.name}",
         metrics=metrics,
         matrix=matrix,
         class_names=data.class_names,

@@ -117,7 +117,7 @@ class Run:
         with bars_on_terminals(), folder as args.output_dir:
             run = cls(args, accelerator)
             run.command_line = command_line
-            with run.trackers:
+            with run.trackers, run.line.logging_errors():
                 run.complete()
 
     def complete(self) -> None:
