@@ -384,7 +384,8 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: str | os.PathLi
         right.set_ylim(0, 100)
         right.set_ylabel("validation mIoU (%)")
         right.spines[["top", "left"]].set_visible(False)
-    upper.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=4, frameon=False)
+    fitting = 3 if len(labels) <= 3 else 2
+    upper.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=fitting, frameon=False)
     steps, rates = _series(history, "learning_rate")
     lower.plot(steps, rates, color="tab:green", marker="o" if len(steps) <= 30 else None)
     lower.set_ylim(bottom=0)
