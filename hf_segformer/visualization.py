@@ -348,10 +348,11 @@ def _save_png(image: Image.Image, path: str | os.PathLike) -> None:
 
 
 def learning_curve(history: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
-    """Plot loss and learning rate over the steps, and validation mIoU where the history has it.
+    """Plot loss and learning rate over the steps, and validation mIoU, also of averaged weights, where there is one.
 
     Args:
-        history: one mapping per logged step: `step`, and any of `loss`, `learning_rate`, `mean_iou` (a fraction).
+        history: one mapping per logged step: `step`, and any of `loss`, `learning_rate`, `mean_iou` and
+            `mean_iou_ema` (fractions).
         path: file to write, PNG unless its suffix names another format; its folder is created.
     """
     figure = new_figure(8, 5.5)
@@ -367,15 +368,24 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: str | os.PathLi
     upper.set_ylim(bottom=0)
     upper.set_ylabel("training loss")
     handles, labels = upper.get_legend_handles_labels()
-    eval_steps, scores = _series(history, "mean_iou")
-    if len(eval_steps):
+    evaluations = [
+        (*_series(history, key), color, label)
+        for key, color, label in (
+            ("mean_iou", "tab:orange", "validation mIoU"),
+            ("mean_iou_ema", "tab:purple", "of averaged weights"),
+        )
+    ]
+    if any(len(steps) for steps, *_ in evaluations):
         right = upper.twinx()
-        handles += right.plot(eval_steps, 100 * scores, color="tab:orange", marker="o", markersize=4, label="mIoU")
-        labels.append(f"validation mIoU (best {100 * scores.max():.2f} %)")
+        for steps, scores, color, label in evaluations:
+            if len(steps):
+                handles += right.plot(steps, 100 * scores, color=color, marker="o", markersize=4)
+                labels.append(f"{label} (best {100 * scores.max():.2f} %)")
         right.set_ylim(0, 100)
         right.set_ylabel("validation mIoU (%)")
         right.spines[["top", "left"]].set_visible(False)
-    upper.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=4, frameon=False)
+    fitting = 3 if len(labels) <= 3 else 2
+    upper.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=fitting, frameon=False)
     steps, rates = _series(history, "learning_rate")
     lower.plot(steps, rates, color="tab:green", marker="o" if len(steps) <= 30 else None)
     lower.set_ylim(bottom=0)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that pass over bad samples leave out pictures with wrong annotations, and say which; others stop at them."""
 
+import html
 import json
 import shutil
 
@@ -254,3 +255,9 @@ def test_training_lists_what_it_left_out(tmp_path, monkeypatch):
     (fault,) = recipe["left_out"]
     assert fault["annotation"] == "night/p1.json"
     assert fault["reason"] == "shape 1 ('only here'): a polygon needs at least 3 points, got 2"
+    texts = [line[20:] for line in (tmp_path / "out" / "train.log").read_text().splitlines()]
+    assert texts[2] == "left out: 1 with wrong annotations:"
+    assert texts[3].startswith("left out: ") and texts[3].endswith(f"night/p1.json: {fault['reason']}")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Left out</h2>\n<p>1 wrong annotation; its picture is in no split.</p>" in page
+    assert f"<li>night/p1.json: {html.escape(fault['reason'])}</li>" in page and str(tmp_path) not in page

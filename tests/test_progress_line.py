@@ -89,13 +89,22 @@ def test_the_log_of_a_run_that_was_stopped(words, tmp_path, monkeypatch, capsys)
             raise ValueError("of\nsome reason")
         return take_step(run, batches)
 
+    def fails(run):
+        raise OSError("disk full")
+
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="some reason"):
         patch.setattr(Run, "take_step", stops)
         train(words, monkeypatch, "--output_dir", tmp_path)
     first = (tmp_path / "train.log").read_text()
     assert first.splitlines()[-1].endswith("stopped after step 5 by ValueError: of some reason")
     train(words, monkeypatch, "--output_dir", tmp_path, "--resume")
-    whole = (tmp_path / "train.log").read_text()
+    finished = (tmp_path / "train.log").read_text()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
+        patch.setattr(Run, "evaluate_exported", fails)
+        train(words, monkeypatch, "--output_dir", tmp_path, "--resume")
+    spoilt = (tmp_path / "train.log").read_text()
+    assert spoilt.startswith(finished) and spoilt.endswith(" stopped after step 6 by OSError: disk full\n")
+    whole = finished
     assert whole.startswith(first)
     texts = [line[20:] for line in whole[len(first) :].splitlines()]
     assert texts[0].startswith("resumed at step 4: segformer train")

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -321,13 +322,17 @@ def trained(tmp_path_factory):
     write_scene_folder(root / "pictures", 4, 7)
     torch.manual_seed(0)
     SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=11)).save_pretrained(root / "start")
+    train_in(root, root / "out")
+    return root
+
+
+def train_in(root, output_dir, *more):
     flags = ["--dataset", "folder", "--data_root", root / "pictures", "--model", root / "start", "--max_steps", 4]
     flags += ["--crop_size", 32, "--batch_size", 2, "--num_workers", 0, "--num_threads", 1, "--log_every", 1]
     with kept_process(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "1")
-        words = [str(word) for word in [*flags, "--eval_every", 2, "--output_dir", root / "out"]]
+        words = [str(word) for word in [*flags, "--eval_every", 2, "--output_dir", output_dir, *more]]
         COMMANDS["train"].main(words, "segformer train")
-    return root
 
 
 def test_training_writes_a_report(trained):
@@ -347,6 +352,24 @@ def test_training_writes_a_report(trained):
     (command,) = parsed.of("pre")
     assert command.startswith("segformer train --dataset folder --data_root ")
     assert str(trained) not in page, "paths of the machine"
+
+
+def tiles_of(page):
+    return {label: value for value, label in re.findall("<div><b>([^<]*)</b><span>([^<]*)</span></div>", page)}
+
+
+def test_a_finished_run_in_the_working_directory(trained, tmp_path, monkeypatch):
+    """Its report is called as its folder is, and tells the steps of the run from those of the weights."""
+    shutil.copytree(trained / "out", tmp_path / "here")
+    progress = next((tmp_path / "here").glob("states/step-00000004/progress.json"))
+    monkeypatch.chdir(tmp_path / "here")
+    for export in ("best", "last"):
+        train_in(trained, ".", "--resume", "--export", export)
+        page = (tmp_path / "here" / "report.html").read_text()
+        assert Strict(page).of("h1") == ["here: SegFormer-B0 on folder"]
+        best, tiles = json.loads(progress.read_text())["best"], tiles_of(page)
+        expected = str(best["step"] if export == "best" else 4)
+        assert (tiles["steps to these weights"], tiles["steps taken"]) == (expected, "4")
 
 
 def test_evaluation_writes_a_report(trained, tmp_path, monkeypatch):

@@ -102,6 +102,25 @@ def test_a_wrong_tracker_leaves_nothing_behind(words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_left_of_a_run_that_saved_nothing(words, tmp_path, monkeypatch):
+    """Neither refusal sends the user to the other one."""
+
+    def stops(run, batches):
+        raise Stopped
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    words = [*words, "--output_dir", str(tmp_path / "out"), "--report_to", "tensorboard"]
+    with kept_process(), monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "take_step", stops)
+        COMMANDS["train"].main(words)
+    with kept_process(), pytest.raises(ValueError, match=r"must be new or empty.*no saved state.*empty it, or choose"):
+        COMMANDS["train"].main(words)
+    with kept_process(), pytest.raises(ValueError, match=r"no saved state.* without --resume, in a new or empty fold"):
+        COMMANDS["train"].main([*words, "--resume"])
+    with kept_process(), pytest.raises(ValueError, match=r"no saved state to resume; start the run without --resume$"):
+        COMMANDS["train"].main([*words, "--resume", "--output_dir", str(tmp_path / "other")])
+
+
 # ---- what they are told
 
 

@@ -254,6 +254,18 @@ def test_a_run_that_stops_early(run, tmp_path, capsys):
         run(*flags, "--output_dir", tmp_path / "early", "--resume", "--patience", 2)
 
 
+def test_a_run_that_stops_early_logs_all_its_losses(run, tmp_path):
+    """And its log says after which step it ended, not only after which one the exported weights were reached."""
+    run("--max_steps", 8, "--eval_every", 2, "--patience", 1, "--min_delta", 0.9, "--output_dir", tmp_path)
+    history = read(state_of(tmp_path) / "progress.json")["history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2, 4]  # of log_every, 20, none would be there
+    texts = [line[20:] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert [text.split(",")[0] for text in texts if "loss" in text] == ["step 2/8", "step 4/8"]
+    exported = read(tmp_path / "metrics.json")["step"]
+    assert texts[-1].startswith("finished after step 4: mIoU ")
+    assert texts[-1].endswith(f"exported weights, the best by validation mIoU, after {exported} of 4 steps")
+
+
 # ---- averaged weights
 
 

@@ -370,6 +370,21 @@ def test_learning_curve_shows_the_data_with_units(monkeypatch, tmp_path):
     assert labels == ("training loss", "learning rate", "step (optimizer updates)", "validation mIoU (%)")
 
 
+def test_learning_curve_shows_averaged_weights(monkeypatch, tmp_path):
+    history = [{"step": 1, "loss": 1.0}, {"step": 1, "mean_iou": 0.25, "mean_iou_ema": 0.5}]
+    history.append({"step": 2, "mean_iou": 0.375, "mean_iou_ema": float("nan")})
+    loss, _, score = axes_of(monkeypatch, learning_curve, history, tmp_path / "curve.png")
+    assert [line.get_ydata().tolist() for line in score.lines] == [[25, 37.5], [50]]
+    texts = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert texts == ["loss", "validation mIoU (best 37.50 %)", "of averaged weights (best 50.00 %)"]
+    everything = [row | {"mean_iou_ema": row["mean_iou"]} if "mean_iou" in row else row for row in full_history()]
+    everything[50]["loss"] = float("inf")
+    for rows in (history, everything):
+        legend = axes_of(monkeypatch, learning_curve, rows, tmp_path / "curve.png")[0].get_legend()
+        left, right = legend.get_window_extent().intervalx
+        assert left >= 0 and right <= legend.figure.bbox.width
+
+
 def test_per_class_bars_are_sorted_with_absent_classes_last(monkeypatch, tmp_path):
     values, names = (
         [0.25, float("nan"), 0.75, 0.5],

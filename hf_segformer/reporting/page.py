@@ -30,6 +30,7 @@ REPORT_NAME = "report.html"
 _MOST_ROWS = 1000  # classes in the table
 _MOST_BAD_SAMPLES = 100
 _OWN_COLUMNS = ("per_category_iou", "per_category_accuracy", "per_category_dice")
+_COUNTS = {"step": "steps to these weights", "steps_taken": "steps taken", "images": "pictures", "seconds": "seconds"}
 Picture = Image.Image | str | os.PathLike
 
 
@@ -39,8 +40,8 @@ class Report:
 
     Args:
         title: Heading.
-        metrics: What `ConfusionMatrix.compute` returned and more: `step`, `images`, `seconds`, and `base_lines`, each
-            by its name with its `mean_iou`, and its `class` if it is always the same.
+        metrics: What `ConfusionMatrix.compute` returned and more: `step`, `steps_taken`, `images`, `seconds`, and
+            `base_lines`, each by its name with its `mean_iou`, and its `class` if it is always the same.
         matrix: The evaluation.
         class_names: K names.
         palette: (K, 3) RGB in 0..255.
@@ -48,6 +49,7 @@ class Report:
         worst: The pictures with the lowest scores, or their files, with a caption each.
         pictures: Other ones.
         bad_samples: Samples that were passed over, each with its `reason`.
+        left_out: Pictures that are in no split for what is wrong with them: `annotation` and `reason` of each.
         settings: By their names.
         command_line: Words.
     """
@@ -61,6 +63,7 @@ class Report:
     worst: Iterable[tuple[str, Picture]] = ()
     pictures: Iterable[tuple[str, Picture]] = ()
     bad_samples: Sequence[Mapping[str, Any]] = ()
+    left_out: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     command_line: Sequence[str] = ()
 
@@ -87,6 +90,7 @@ def write_report(report: Report, path: str | os.PathLike) -> None:
         ("Worst pictures", _figures(report.worst)),
         ("Pictures", _figures(report.pictures)),
         ("Bad samples", _bad_samples(report.bad_samples)),
+        ("Left out", _left_out(report.left_out)),
         ("Settings", pairs(report.settings.items()) if report.settings else ""),
         ("Command line", f"<pre>{plain(shlex.join(report.command_line), 4000)}</pre>" if report.command_line else ""),
         ("Versions", pairs(versions().items())),
@@ -118,11 +122,7 @@ def _header(report: Report) -> str:
         )
         if is_number(metrics.get(key))
     ]
-    tiles += [
-        (f"{metrics[key]:,}", label)
-        for key, label in (("step", "steps"), ("images", "pictures"), ("seconds", "seconds"))
-        if is_number(metrics.get(key))
-    ]
+    tiles += [(f"{metrics[key]:,}", label) for key, label in _COUNTS.items() if is_number(metrics.get(key))]
     shown = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
     written = f"hf_segformer, {time.strftime('%Y-%m-%d %H:%M')}"
     return f'<h1>{plain(report.title)}</h1><p class="muted">{written}</p><div class="tiles">{shown}</div>'
@@ -214,11 +214,21 @@ def _figures(pictures: Iterable[tuple[str, Picture]]) -> str:
 
 def _bad_samples(bad_samples: Sequence[Mapping[str, Any]]) -> str:
     reasons = list(dict.fromkeys(str(sample.get("reason", sample)) for sample in bad_samples))
+    return _reasons(f"{len(reasons):,} passed over, and others taken in their place.", reasons)
+
+
+def _left_out(left_out: Sequence[Mapping[str, Any]]) -> str:
+    reasons = [f"{fault['annotation']}: {fault['reason']}" for fault in left_out]
+    head = f"{len(reasons):,} wrong annotations; their pictures are in no split."
+    return _reasons("1 wrong annotation; its picture is in no split." if len(reasons) == 1 else head, reasons)
+
+
+def _reasons(head: str, reasons: Sequence[str]) -> str:
     if not reasons:
         return ""
     items = "".join(f"<li>{plain(reason, 400)}</li>" for reason in reasons[:_MOST_BAD_SAMPLES])
     more = f" The first {_MOST_BAD_SAMPLES}:" if len(reasons) > _MOST_BAD_SAMPLES else ""
-    return f"<p>{len(reasons):,} passed over, and others taken in their place.{more}</p><ul>{items}</ul>"
+    return f"<p>{head}{more}</p><ul>{items}</ul>"
 
 
 def worst_pictures(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, Path]]:

@@ -19,7 +19,7 @@ from ..reporting import REPORT_NAME, write_report
 from ..texts import listed, without_paths
 from ..visualization import learning_curve, panel
 from .lora import write_adapter
-from .report import run_report
+from .report import left_out, run_report
 from .watching import run_pictures
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def write_model_folder(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any
             write_adapter(run.adapter, run.adapter_weights, folder / "adapter")
         write_metrics(metrics, folder / "metrics.json")
         folders = [run.args.data, run.args.data_root, run.args.output_dir]
-        left_out = {"left_out": [fault.within(run.args.data or "") for fault in run.data.left_out]}
-        public = without_paths(run.recipe.to_dict() | run.describe() | left_out, folders)
+        public = without_paths(run.recipe.to_dict() | run.describe() | {"left_out": left_out(run)}, folders)
         (folder / "recipe.json").write_text(json.dumps(public, indent=1) + "\n", encoding="utf-8")
         (folder / "per_class_iou.txt").write_text(table + "\n", encoding="utf-8")
         learning_curve(run.progress.history, folder / "learning_curve.png")

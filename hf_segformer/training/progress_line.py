@@ -49,12 +49,19 @@ class ProgressLine:
         self._bar = tqdm(total=self.max_steps, initial=self.first_step, disable=hidden, **shown)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        if kind is not None:
-            reason = " ".join([f"{kind.__name__}:", *str(error).split()]).removesuffix(":")
+
+    @contextlib.contextmanager
+    def logging_errors(self) -> Iterator[None]:
+        """What ends the block, which goes on beyond the last step, is written to the log."""
+        try:
+            yield
+        except BaseException as error:
+            reason = " ".join([f"{type(error).__name__}:", *str(error).split()]).removesuffix(":")
             self.log(f"stopped after step {self.progress.step} by {reason}")
+            raise
 
     def update(self) -> None:
         """Count a step."""

@@ -32,7 +32,7 @@ def run_report(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], pictu
     settings |= {name: value for name, value in further.items() if name != "bad_samples"}
     private = {"folders": [args.data_root, args.data, args.output_dir]}
     return Report(
-        title=f"{Path(args.output_dir or '.').name}: SegFormer-{run.recipe.variant.upper()} on {data.name}",
+        title=f"{run.folder.resolve().name}: SegFormer-{run.recipe.variant.upper()} on {data.name}",
         metrics=metrics,
         matrix=matrix,
         class_names=data.class_names,
@@ -41,6 +41,12 @@ def run_report(run: Run, matrix: ConfusionMatrix, metrics: dict[str, Any], pictu
         worst=worst_pictures(metrics, run.folder),
         pictures=[(Path(name).stem, run.folder / name) for name in pictures],
         bad_samples=without_paths(progress.bad_samples, **private),
+        left_out=without_paths(left_out(run), **private),
         settings=without_paths(settings, **private),
         command_line=without_paths(list(run.command_line), **private),
     )
+
+
+def left_out(run: Run) -> list[dict[str, str]]:
+    """`annotation` and `reason` of the pictures that are in no split of the run's data set."""
+    return [fault.within(run.args.data or "") for fault in run.data.left_out]

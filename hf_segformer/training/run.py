@@ -117,7 +117,7 @@ class Run:
         with bars_on_terminals(), folder as args.output_dir:
             run = cls(args, accelerator)
             run.command_line = command_line
-            with run.trackers:
+            with run.trackers, run.line.logging_errors():
                 run.complete()
 
     def complete(self) -> None:
@@ -128,7 +128,9 @@ class Run:
             metrics = collect_metrics(self, matrix)
             write_model_folder(self, matrix, metrics)
             print_summary(self, matrix, metrics)
-            self.line.log(f"finished after step {metrics['step']}: mIoU {100 * metrics['mean_iou']:.2f}")
+            step = self.progress.step
+            score = f"mIoU {100 * metrics['mean_iou']:.2f} of the exported weights, {self.exported.describe(step)}"
+            self.line.log(f"finished after step {step}: {score}")
             self.publish()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -267,6 +269,7 @@ class Run:
         logs, evaluates, saves = (
             finished or step % every == 0 for every in (args.log_every, recipe.eval_every, recipe.save_every)
         )
+        logs |= evaluates and args.patience is not None  # the evaluation may end the run
         if logs or evaluates or saves:
             self.guard.look()
             self.gather_bad_samples()

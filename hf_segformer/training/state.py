@@ -103,8 +103,12 @@ def run_folder(
 
 def _claim(output_dir: str | None, default: str, resume: bool, take_over: bool) -> RunLock:
     folder, number = Path(output_dir or default), 2
-    if resume and not any(True for _ in _candidates(folder / "states")):
-        raise ValueError(f"output_dir {str(folder)!r} holds no saved state to resume; start the run without --resume")
+    has_states = bool(_candidates(folder / "states"))
+    if resume and not has_states:
+        where = ", in a new or empty folder" if folder.is_dir() and is_occupied(folder) else ""
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds no saved state to resume; start the run without --resume{where}"
+        )
     while True:
         try:
             lock = RunLock(folder, take_over)
@@ -116,10 +120,10 @@ def _claim(output_dir: str | None, default: str, resume: bool, take_over: bool) 
                 return lock
             lock.release()
             if output_dir is not None:
-                raise ValueError(
-                    f"output_dir must be new or empty, got {output_dir!r}: add --resume to go on with the run in it, "
-                    "or choose another"
-                )
+                advice = "add --resume to go on with the run in it, or choose another"
+                if not has_states:
+                    advice = "it holds no saved state that a run could go on from; empty it, or choose another"
+                raise ValueError(f"output_dir must be new or empty, got {output_dir!r}: {advice}")
         folder, number = folder.with_name(f"{Path(default).name}.{number}"), number + 1
 
 

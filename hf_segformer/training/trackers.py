@@ -129,7 +129,12 @@ class Trackers:
         options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + (not is_over)} if step else {}}
         project = PROJECT
         if "wandb" in self.names:
-            options["wandb"] = {"dir": str(folder), "name": folder.name, "resume": "allow", "id": run_id(folder)}
+            options["wandb"] = {
+                "dir": str(folder),
+                "name": folder.resolve().name,
+                "resume": "allow",
+                "id": run_id(folder),
+            }
             project = os.environ.get("WANDB_PROJECT") or PROJECT
         self.accelerator.init_trackers(project, init_kwargs=options)
         for tracker in self.accelerator.trackers:

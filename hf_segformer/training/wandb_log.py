@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _HEADER = b":W&B\xe1\xbe\x00"
 _BLOCK, _PREFIX = 1 << 15, struct.Struct("<IHB")  # checksum, length, and which part of a record it is
@@ -30,11 +31,12 @@ def last_logged_step(folder: Path, run_id: str) -> int:
 def logged_steps(path: Path) -> list[int]:
     """Steps of the rows in a file, as far as it can be read."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    kind: Any = vars(wandb_internal_pb2)["Record"]  # which type checkers do not see
     steps = []
     for content in _records(path.read_bytes()):
-        record = Record()
+        record = kind()
         try:
             record.ParseFromString(content)
         except DecodeError:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..data.tolerance import listed_faults
 from ..evaluation.pictures import ShownPicture, shown_pictures, tracked_pictures
 from ..evaluation.protocols import Protocol
 from ..reporting.versions import versions
@@ -38,11 +39,14 @@ def progress_line(run: Run) -> ProgressLine:
 
 
 def log_start(run: Run) -> None:
-    """Log what is run, by what, and from which step on."""
-    line, step = run.line, run.progress.step
+    """Log what is run, by what, from which step on, and which pictures are left out of the data."""
+    line, step, faults = run.line, run.progress.step, run.data.left_out
     command = shlex.join(map(str, run.command_line))
     line.log(f"{'resumed at step ' + str(step) if step else 'started'}: {command}".rstrip(": "))
     line.log(", ".join(f"{name} {version}" for name, version in versions().items()))
+    if faults:
+        for text in listed_faults(f"{len(faults)} with wrong annotations", faults).split("\n  "):
+            line.log(f"left out: {text}")
 
 
 def track(run: Run, metrics: Mapping[str, Any]) -> None:
