@@ -235,6 +235,30 @@ def test_onnx_files_that_are_not_pushed(name, said, push_refused, hub):
     assert hub.requests == []
 
 
+def test_files_of_other_weights_are_refused(hub, source, exported, model, tmp_path):
+    """As after more training in the folder; who wrote the weights once more is not held up."""
+    folder = shutil.copytree(exported, shutil.copytree(source, tmp_path / "trained"), dirs_exist_ok=True)
+    model.save_pretrained(folder)
+    load_segmenter(folder, "onnx")
+    trained = SegformerForSemanticSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        trained.decode_head.classifier.bias += 1
+    trained.save_pretrained(folder)
+    said = (
+        r"model.onnx was exported from other weights than .*model.safetensors: export the model anew \(--overwrite\)"
+    )
+    for runtime in ("onnx", "openvino"):
+        with pytest.raises(ValueError, match=said):
+            load_segmenter(folder, runtime)
+    with pytest.raises(ValueError, match=said):
+        push_folder(folder, "user/model", license="mit")
+    assert hub.requests == []
+    load_segmenter(folder)
+    load_segmenter(folder / "onnx" / "model.onnx")  # the file itself is sound
+    (folder / "model.safetensors").unlink()
+    load_segmenter(folder, "onnx")
+
+
 def test_metadata_of_an_onnx_file_equals_onnx_own(exported):
     import onnx
 
