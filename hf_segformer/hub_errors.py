@@ -159,7 +159,10 @@ def _hub_reason(error: BaseException, kind: str) -> str | None:
 def _connection_reason(error: BaseException, kind: str) -> str | None:
     if not isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return None
-    return f"no connection to {constants.ENDPOINT}, and the {kind} is not in the cache: {_first_line(error)}"
+    return (
+        f"no connection to {constants.ENDPOINT}, and the {kind} is neither a folder here nor in the cache: "
+        f"{_first_line(error)}"
+    )
 
 
 def _answer_reason(error: HfHubHTTPError, kind: str) -> str:

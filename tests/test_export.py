@@ -326,6 +326,21 @@ def test_the_command(words, network, tmp_path, capsys):
     assert cli.main([*command, "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2", ".tflite", ".ONNX"])
+def test_the_command_goes_by_the_suffix(suffix, tmp_path, monkeypatch, capsys):
+    formats = []
+    monkeypatch.setattr(
+        "hf_segformer.commands.export.export_model", lambda _, path, format, **__: formats.append(format)
+    )
+    known = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch-export"}
+    command = ["export", "model", str(tmp_path / f"model{suffix}")]
+    assert cli.main(command) == (0 if suffix in known else 2)
+    assert formats == [name for end, name in known.items() if end == suffix]
+    if suffix not in known:
+        assert "path must end in .onnx, .xml, .pt2, got" in capsys.readouterr().err
+    assert cli.main([*command, "--format", "openvino"]) == 0 and formats[-1] == "openvino"
+
+
 @pytest.mark.parametrize("output", ["logits", "labels"])
 def test_miou_before_and_after(output, network, tmp_path):
     pytest.importorskip("datasets")

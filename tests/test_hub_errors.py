@@ -74,7 +74,7 @@ CASES = {
     "private": ("stranger/secret", None, "the Hub shows no such .* private|cannot be accessed"),
     "malformed": ("user/a/b", None, "no folder here, and no Hub id|which does not exist"),
     "offline": ("user/model", offline, "HF_HUB_OFFLINE is set"),
-    "unreachable": ("user/model", unreachable, "no connection to http"),
+    "unreachable": ("user/model", unreachable, "no connection to http.*neither a folder here nor in the cache"),
     "gated": ("user/model", gated, "is gated: ask for access|is a gated dataset .* ask for access"),
     "token": ("user/model", bad_token, "does not accept the access token"),
     "failing": ("user/model", failing, "the Hub failed: try again.* 503"),

@@ -235,6 +235,30 @@ def test_onnx_files_that_are_not_pushed(name, said, push_refused, hub):
     assert hub.requests == []
 
 
+def test_files_of_other_weights_are_refused(hub, source, exported, model, tmp_path):
+    """As after more training in the folder; who wrote the weights once more is not held up."""
+    folder = shutil.copytree(exported, shutil.copytree(source, tmp_path / "trained"), dirs_exist_ok=True)
+    model.save_pretrained(folder)
+    load_segmenter(folder, "onnx")
+    trained = SegformerForSemanticSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        trained.decode_head.classifier.bias += 1
+    trained.save_pretrained(folder)
+    said = (
+        r"model.onnx was exported from other weights than .*model.safetensors: export the model anew \(--overwrite\)"
+    )
+    for runtime in ("onnx", "openvino"):
+        with pytest.raises(ValueError, match=said):
+            load_segmenter(folder, runtime)
+    with pytest.raises(ValueError, match=said):
+        push_folder(folder, "user/model", license="mit")
+    assert hub.requests == []
+    load_segmenter(folder)
+    load_segmenter(folder / "onnx" / "model.onnx")  # the file itself is sound
+    (folder / "model.safetensors").unlink()
+    load_segmenter(folder, "onnx")
+
+
 def test_metadata_of_an_onnx_file_equals_onnx_own(exported):
     import onnx
 
@@ -280,9 +304,25 @@ def test_numpy_alone(classes, options, tmp_path):
         assert np.array_equal(labels, expected)
 
 
+@pytest.mark.parametrize("edges", [(64, 256), (64, 70), (60, 67), (90, 256), (50, None)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_numpy_alone_resizes_by_edges(edges, turned, tmp_path):
+    """As the folders that `segformer train` writes have it."""
+    from hf_segformer import SegformerImageProcessor
+
+    size = {name: edge for name, edge in zip(("shortest_edge", "longest_edge"), edges, strict=True) if edge}
+    metadata = describe(Network(), processor=SegformerImageProcessor(size=size))
+    path = write_onnx(tmp_path / "model.onnx", Network(), metadata=metadata)
+    picture = PICTURE.transpose(Image.Transpose.ROTATE_90) if turned else PICTURE
+    picture.save(tmp_path / "photo.png")
+    labels = run_script(path, tmp_path / "photo.png", tmp_path / "labels.png")
+    expected = segment(path, None, picture)
+    assert (labels == expected).mean() > 0.9995 and len(np.unique(labels)) > 1
+
+
 def test_the_script_is_short_and_needs_three_packages(exported, tmp_path):
     text = SCRIPT.read_text()
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 55
     tree = ast.parse(text)
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -297,10 +337,12 @@ def test_the_script_is_short_and_needs_three_packages(exported, tmp_path):
 def test_the_script_refuses_what_it_does_not_do(tmp_path):
     from hf_segformer import SegformerImageProcessor
 
-    processors = [{"size": {"shortest_edge": 64}}, {"do_pad": True, "pad_size": {"height": 600, "width": 600}}]
+    edges = {"size": {"shortest_edge": 64, "longest_edge": 256}}
+    processors = [{**edges, "keep_ratio": True}, {"do_pad": True, "pad_size": {"height": 600, "width": 600}}]
+    processors += [{"antialias": False}, {"size": {"max_height": 64, "max_width": 64}}]
     PICTURE.save(tmp_path / "photo.png")
     for index, options in enumerate([*processors, {"size_divisor": 32}, {"do_resize": False}]):
         metadata = describe(Network(), processor=SegformerImageProcessor(**options))
         path = write_onnx(tmp_path / f"{index}.onnx", Network(), metadata=metadata)
-        with pytest.raises(SystemExit, match="programmed here are resizing to a height and a width"):
+        with pytest.raises(SystemExit, match="programmed here are resizing, rescaling and normalising"):
             run_script(path, tmp_path / "photo.png", tmp_path / "labels.png")

@@ -18,13 +18,27 @@ def resized(scores, pixels):
     return scores[:, first] * (1 - weight) + scores[:, np.minimum(first + 1, scores.shape[1] - 1)] * weight
 
 
+def resized_size(rows, columns, wanted):
+    """Height and width of the network's input, as `transformers` computes them."""
+    if "height" in wanted:
+        return wanted["height"], wanted["width"]
+    short, long = min(rows, columns), max(rows, columns)
+    side = float(wanted["shortest_edge"])
+    if long / short * side > wanted.get("longest_edge", float("inf")):
+        side = wanted["longest_edge"] * short / long
+    if short == (edge := round(side)):
+        return rows, columns
+    return (int(side * rows / columns), edge) if columns < rows else (edge, int(side * columns / rows))
+
+
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = json.loads(session.get_modelmeta().custom_metadata_map["hf_segformer"])
 steps, picture = about["preprocessor"], ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": None, "size_divisor": None}
-if "height" not in steps["size"] or any(bool(steps.get(name)) != bool(value) for name, value in wanted.items()):
-    sys.exit(f"programmed here are resizing to a height and a width, rescaling and normalising, not {steps}")
-height, width = about["size"] or (steps["size"]["height"], steps["size"]["width"])
+wanted = {"do_resize": 1, "do_rescale": 1, "do_normalize": 1, "do_pad": 0, "size_divisor": 0, "keep_ratio": 0}
+others = [name for name, value in wanted.items() if bool(steps.get(name)) != bool(value)]
+if others or "max_height" in steps["size"] or not steps.get("antialias", True):
+    sys.exit(f"programmed here are resizing, rescaling and normalising, not {steps}")
+height, width = about["size"] or resized_size(picture.height, picture.width, steps["size"])
 pixels = np.asarray(picture.resize((width, height), steps["resample"])).transpose(2, 0, 1)[None]
 if about["normalize"] == "outside":
     pixels = (pixels.astype(np.float64) * steps["rescale_factor"]).astype(np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 from ..data import DataArguments, SegmentationData
 from ..export.exporting import export_model
 from ..export.layout import export_to_folder, is_folder
-from ..export.settings import FORMATS, OUTPUTS
+from ..export.settings import FORMATS, OUTPUTS, format_of
 from .parser import Parser
 
 
@@ -23,7 +23,9 @@ from .parser import Parser
 class ExportArguments(DataArguments):
     """Command line of `export`; every flag is a field."""
 
-    format: str = field(default="onnx", metadata={"help": f"{', '.join(FORMATS)}."})
+    format: str | None = field(
+        default=None, metadata={"help": f"{', '.join(FORMATS)}; what the suffix of OUT says if left out."}
+    )
     data_format: str | None = field(
         default=None, metadata={"help": "data: its format, as for train --format; found out if left out."}
     )
@@ -82,5 +84,7 @@ def main(arguments: Sequence[str], prog: str | None = None) -> None:
     options: dict[str, Any] = {name: getattr(args, name) for name in ("output", "normalize", "opset", "half")}
     options |= {"size": args.size and tuple(args.size), "overwrite": args.overwrite, "int8": args.int8}
     options |= {"data": args.load_chosen_data(), "split": args.split}
-    export = export_to_folder if is_folder(positional.path) else export_model
-    print(export(positional.source, positional.path, args.format, **options))
+    if is_folder(positional.path):
+        print(export_to_folder(positional.source, positional.path, args.format or "onnx", **options))
+    else:
+        print(export_model(positional.source, positional.path, args.format or format_of(positional.path), **options))

@@ -25,6 +25,7 @@ from ..evaluation.loop import check_classes
 from ..files import replace_path
 from ..hub_errors import load_model, load_processor
 from ..image_processing_segformer import SegformerImageProcessor
+from ..runtimes.metadata import weights_digest
 from .calibration import calibration_inputs, check_int8
 from .checks import Comparison
 from .data import mean_iou, pictures_of, prepared
@@ -78,7 +79,9 @@ def export_model(
         ExportDisagrees: The file computes something else than the model; it is not kept.
     """
     path, settings = Path(path), Settings(format, output, normalize, size, opset, half)
+    digest = None
     if isinstance(model, (str, os.PathLike)):
+        digest = weights_digest(model)
         image_processor = image_processor or load_processor(model, SegformerImageProcessor())
         model = load_model(model)
     network: Any = model
@@ -86,6 +89,7 @@ def export_model(
     settings.check(network.config)
     settings.check_path(path, overwrite)
     weights, metadata = Weights(network), describe(network.config, image_processor, settings)
+    metadata["weights"] = digest
     if data is not None:
         check_classes(network, data)
     if int8 is not None:

@@ -142,6 +142,21 @@ class Settings:
         return [*files, report_path(path)]
 
 
+def format_of(path: str | os.PathLike) -> str:
+    """The format whose files end as a path does.
+
+    Args:
+        path: A file to write.
+
+    Raises:
+        ValueError: The suffix is that of no format.
+    """
+    for name, (suffix, _) in FORMATS.items():
+        if Path(path).suffix == suffix:
+            return name
+    raise ValueError(f"path must end in {', '.join(suffix for suffix, _ in FORMATS.values())}, got {path}")
+
+
 def report_path(path: Path) -> Path:
     """Where the report on an exported file stands."""
     return path.with_name(f"{path.name}.report.json")

@@ -11,31 +11,35 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..configuration_segformer import SegformerConfig
-from ..runtimes.metadata import METADATA_KEY, parse_metadata
+from ..runtimes.metadata import METADATA_KEY, check_weights, parse_metadata
 from ..texts import listed
 
 _GRAPH, _METADATA_PROPS = 7, 14  # fields of ModelProto
 
 
-def check_onnx_file(path: Path, config: SegformerConfig) -> None:
+def check_onnx_file(path: Path, config: SegformerConfig, folder: Path) -> None:
     """Check an ONNX file.
 
     Args:
         path: The file.
         config: Configuration of the model that it should be.
+        folder: Folder of that model.
 
     Raises:
-        ValueError: It is no ONNX file or cut off, or `segformer export` made it of a model with other classes.
+        ValueError: It is no ONNX file or cut off, or `segformer export` made it of a model with other classes or
+            weights.
     """
     text = onnx_metadata(path).get(METADATA_KEY)
     if text is None:  # of another program, which says nothing of classes
         return
-    names = parse_metadata(text, path).config.class_names
+    metadata = parse_metadata(text, path)
+    names = metadata.config.class_names
     if names != config.class_names:
         raise ValueError(
             f"{path} has {len(names)} classes ({listed(names, 5)}), config.json beside it {len(config.class_names)} "
             f"({listed(config.class_names, 5)}): export the model anew"
         )
+    check_weights(metadata, path, folder)
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:

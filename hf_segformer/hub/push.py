@@ -196,7 +196,7 @@ def _contents(folder: Path, config: SegformerConfig, image: str | os.PathLike | 
     contents: dict[str, Path | bytes] = {**_find_files(folder)}
     for name in contents:
         if name.endswith(".onnx"):
-            check_onnx_file(folder / name, config)
+            check_onnx_file(folder / name, config, folder)
     if image is not None:
         if (folder / "README.md").exists() or config.architectures != ["SegformerForSemanticSegmentation"]:
             raise ValueError(f"image is for segmentation models without README.md, got {image} for {folder}")

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from ..hub_errors import explained, hub_file, load_model, load_processor
 from ..image_processing_segformer import SegformerImageProcessor
 from ..texts import short_repr
+from .metadata import check_weights
 from .programs import Program, open_with_onnxruntime, open_with_openvino, open_with_torch
 
 # OpenVINO reads ONNX as well; the first that takes a suffix is what it means by itself.
@@ -51,7 +52,7 @@ class ExportedModel(nn.Module):
     def __init__(self, path: Path, program: Program):
         super().__init__()
         metadata = program.metadata
-        self.path, self.config, self._program = path, metadata.config, program
+        self.path, self.config, self._program, self.metadata = path, metadata.config, program, metadata
         self.gives_labels, self.gives_confidence = "labels" in metadata.outputs, "confidence" in metadata.outputs
         if missing := [name for name in metadata.outputs if name not in program.outputs]:
             raise ValueError(f"{path} must have the output {missing[0]!r}, got {', '.join(program.outputs)}")
@@ -173,6 +174,8 @@ def load_segmenter(source: str | os.PathLike, runtime: str | None = None) -> tup
             return load_model(source), load_processor(source)
         path = _onnx_of(source)
     model = load_exported(path, runtime)
+    if path != Path(source) and Path(source).is_dir():
+        check_weights(model.metadata, path, source)
     return model, model.image_processor
 
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class FileMetadata:
         size: (height, width) that the file was made for; None for any.
         batch: Number of pictures that it was made for; None for any.
         dtype: Type of the input, as NumPy calls it.
+        weights: `weights_digest` of the folder that the file was made of; None where it does not say.
     """
 
     outputs: tuple[str, ...]
@@ -46,6 +49,7 @@ class FileMetadata:
     size: tuple[int, int] | None
     batch: int | None
     dtype: str
+    weights: str | None = None
 
 
 def parse_metadata(text: str, path: Path) -> FileMetadata:
@@ -100,7 +104,39 @@ def _checked(fields: dict[str, Any]) -> FileMetadata:
         size=size,
         batch=fields.get("batch"),
         dtype=str(fields["input"]["dtype"]),
+        weights=fields.get("weights"),
     )
+
+
+def weights_digest(folder: str | os.PathLike) -> str | None:
+    """SHA-256 of a model folder's weights, None where they are not one file here.
+
+    Args:
+        folder: Folder or Hub id.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_weights(metadata: FileMetadata, path: Path, folder: str | os.PathLike) -> None:
+    """Check that a file in a model folder was made of the weights that the folder holds now.
+
+    Args:
+        metadata: What the file says of itself.
+        path: The file.
+        folder: Folder of the model.
+
+    Raises:
+        ValueError: It was made of others.
+    """
+    if metadata.weights and weights_digest(folder) not in (None, metadata.weights):
+        raise ValueError(
+            f"{path} was exported from other weights than {Path(folder) / 'model.safetensors'}: export the model anew "
+            "(--overwrite), or remove it"
+        )
 
 
 def metadata_of_folder(path: Path) -> FileMetadata:

@@ -138,7 +138,9 @@ class TrainArguments(DataArguments):
     lora: int | None = field(
         default=None, metadata={"help": "Rank of adapters (LoRA) that are trained in place of the encoder's weights."}
     )
-    lora_alpha: float | None = field(default=None, metadata={"help": "lora: adapters count alpha / rank; the rank."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "lora: adapters count alpha / rank; as much as the rank if left out."}
+    )
     lora_targets: str | None = field(
         default=None,
         metadata={"help": "lora: names of the adapted layers; query,key,value,dense,dense1,dense2 if left out."},

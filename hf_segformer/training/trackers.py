@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,11 +105,14 @@ class Trackers:
         refusal: list[str | None] = [None]
         if accelerator.is_main_process:
             outside: tuple[type[BaseException], ...] = (ImportError, *_wandb_errors(self.names))
+            before = set(os.listdir(folder)) if folder.is_dir() else set()
             try:
                 self._start(folder, config, step, is_over)
                 self._catch_up(folder, step, history, is_over)
             except outside as error:
                 refusal = [f"report_to {','.join(self.names)} cannot start: {error}"]
+                if not step:  # so that the same command can be given again
+                    _remove_others(folder, before)
             except ValueError as error:  # of the id
                 refusal = [str(error)]
         broadcast_object_list(refusal)
@@ -189,6 +193,16 @@ class Trackers:
                 tracker.run.finish(exit_code=1)
             else:
                 tracker.finish()
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Remove what lies in a folder but for those names."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in names:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _wandb_errors(names: Sequence[str]) -> tuple[type[BaseException], ...]:
