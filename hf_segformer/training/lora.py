@@ -8,7 +8,7 @@ import importlib.util
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -93,9 +93,10 @@ def add_adapter(
             raise ValueError(f"lora_targets must be names of the encoder's layers ({listed(ends)}), got {name!r}")
     # A name alone would mean layers of the decode head as well.
     pattern = rf"segformer\.(.*\.)?({'|'.join(map(re.escape, names))})"
+    scale: Any = alpha  # PEFT takes any number, and says int
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=scale,
         target_modules=pattern,
         modules_to_save=["decode_head"],  # with its BatchNorm's statistics
         base_model_name_or_path=base,
