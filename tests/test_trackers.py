@@ -5,6 +5,7 @@
 import json
 import os
 import struct
+import time
 from types import SimpleNamespace
 
 import accelerate.tracking
@@ -60,6 +61,14 @@ def stopped_and_resumed(words, output_dir, report_to, monkeypatch, meanwhile=lam
     meanwhile()
     with kept_process():
         COMMANDS["train"].main([*words, "--resume"])
+    # wandb's own process may write its last row a moment after it was told to finish.
+    deadline = time.monotonic() + 20
+    while (
+        "wandb" in report_to
+        and last_logged_step(output_dir / "wandb", run_id(output_dir)) < 6
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
 
 
 # ---- which
