@@ -110,6 +110,19 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Folder of a network much smaller than B0, with the classes of the drawn scenes, from which runs start."""
+    import torch
+
+    from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("start")
+    SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=11)).save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def tiny_config():
     """Function that makes a small configuration with every architectural feature of the real ones."""

@@ -9,7 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image
-from tool_exports import SIZE, coco, flat_square, labelme, labels_of, mask, picture, square
+from tool_exports import SIZE, coco, edited, flat_square, labelme, labels_of, mask, picture, square
 
 from hf_segformer.data import check_dataset, load_any
 
@@ -22,13 +22,6 @@ NFC, NFD = "ü", unicodedata.normalize("NFD", "ü")
 @pytest.fixture(autouse=True)
 def masks_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_SEGFORMER_MASKS", str(tmp_path_factory.mktemp("masks")))
-
-
-def edited(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    return path
 
 
 def pixels(data):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from annotation_exports import copied
 from PIL import Image
-from tool_exports import SIZE, coco, flat_square, labelme, labels_of, mask, picture, shape, square
+from tool_exports import SIZE, coco, edited, flat_square, labelme, labels_of, mask, picture, shape, square
 
 from hf_segformer.data import check_dataset, load_any
 
@@ -25,13 +25,6 @@ BOTH = [("a.jpg", 1, [flat_square(2, 3)]), ("b.jpg", 1, [flat_square(5, 5)])]
 @pytest.fixture(autouse=True)
 def masks_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_SEGFORMER_MASKS", str(tmp_path_factory.mktemp("masks")))
-
-
-def edited(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    return path
 
 
 def counts(data):

@@ -14,11 +14,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from conftest import TINY
 from safetensors.torch import load_file
 
 from example_scripts import checked, environment, forget_accelerate, kept_process, launch, run_script
-from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
+from hf_segformer import SegformerForSemanticSegmentation
 from hf_segformer.training import DivergenceGuard, RunLock, find_state, non_finite
 from hf_segformer.training.run import Run
 from scene_folder import EXAMPLES, example_module, write_scene_folder
@@ -29,15 +28,6 @@ SMALL = ["--crop_size", "64", "--batch_size", "2", "--num_workers", "0"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_scene_folder(tmp_path_factory.mktemp("pictures"), 10, 2)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A network much smaller than B0, from which the runs of this file start."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("start")
-    SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=11)).save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import load_file
 
 from example_scripts import forget_accelerate, kept_process
-from hf_segformer import SegformerConfig, SegformerForSemanticSegmentation
+from hf_segformer import SegformerForSemanticSegmentation
 from hf_segformer.commands.train import main
 from hf_segformer.training import EarlyStopping, Progress, averaged_model, find_state, save_state
 from hf_segformer.training.best import BestWeights, Exported
@@ -28,15 +27,6 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_scene_folder(tmp_path_factory.mktemp("pictures"), 6, 2)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A network much smaller than B0, from which the runs of this file start."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("start")
-    SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=11)).save_pretrained(path)
-    return path
 
 
 @pytest.fixture

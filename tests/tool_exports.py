@@ -132,3 +132,11 @@ def _far(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     padded = np.pad(others.astype(int), 1, mode="edge")
     height, width = values.shape
     return ~np.any([padded[y : y + height, x : x + width] == values for y in range(3) for x in range(3)], axis=0)
+
+
+def edited(path, change):
+    """A JSON file with its content changed in place by a function."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
